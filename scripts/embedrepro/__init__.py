@@ -1,0 +1,1 @@
+"""embed-repro: the library. It never imports snakemake and never reads the config."""
