@@ -1,0 +1,55 @@
+"""Which native transformers architectures the packed engine takes, and how. Imports nothing heavy.
+
+`PACKED_MODEL_TYPES` maps a config's `model_type` to its `Family`. A model type that is not here is
+for the `flagembedding` engine. The layout says how the engine feeds a family on CUDA:
+
+- `varlen`: sequences end to end without padding; the model's attention goes through transformers'
+  attention interface and its positions through `position_ids`.
+- `padded`: the family's attention needs what the variable-length kernel lacks (a position bias, a
+  soft cap), so rows are padded to a few fixed widths. Always used on CPU and in float32.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one architecture is fed.
+
+    `decoder`: attention can run causal or bidirectional, as the staged facts say; an encoder is
+    bidirectional only. `padding_offset`: position ids start at the config's `pad_token_id` + 1, as
+    RoBERTa's do, not at 0. `positions`: False where the forward takes no position ids.
+    """
+
+    layout: Literal["varlen", "padded"] = "varlen"
+    decoder: bool = False
+    padding_offset: bool = False
+    positions: bool = True
+
+
+_ENCODER = Family()
+_ROBERTA = Family(padding_offset=True)
+_DECODER = Family(decoder=True)
+
+PACKED_MODEL_TYPES: dict[str, Family] = {
+    "bert": _ENCODER,
+    "distilbert": _ENCODER,
+    "electra": _ENCODER,
+    "ernie": _ENCODER,
+    "modernbert": _ENCODER,
+    "gte": _ENCODER,
+    "nomic_bert": _ENCODER,
+    "eurobert": _ENCODER,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "camembert": _ROBERTA,
+    "mpnet": Family(layout="padded", positions=False),  # relative position bias in each layer
+    "qwen2": _DECODER,
+    "qwen3": _DECODER,
+    "mistral": _DECODER,
+    "llama": _DECODER,
+    "gemma": _DECODER,
+    "gemma3_text": _DECODER,
+    "gemma2": Family(layout="padded", decoder=True),  # soft-capped attention scores
+}
