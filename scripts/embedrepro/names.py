@@ -10,6 +10,8 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from .errors import UserError, printable
 
