@@ -1,0 +1,98 @@
+"""Parquet tables written row by row, and ids that must be unique, in little memory."""
+
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import UserError
+from .records import Text
+
+GROUP_ROWS = 16384
+GROUP_CHARS = 16_000_000  # long documents make smaller row groups
+CORPUS = pa.schema(
+    [("id", pa.string()), ("title", pa.string()), ("text", pa.string()), ("chars", pa.int32())]
+)
+QUERIES = pa.schema([("id", pa.string()), ("text", pa.string())])
+QRELS = pa.schema([("query_id", pa.string()), ("doc_id", pa.string()), ("relevance", pa.int32())])
+
+
+class Table:
+    """A Parquet file under construction; row groups of at most `GROUP_ROWS` rows."""
+
+    def __init__(self, path: Path, schema: pa.Schema, where: Callable[[int], str]) -> None:
+        self.writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False)
+        self.schema, self.where = schema, where
+        self.rows: list[tuple] = []
+        self.lines = array("q")
+        self.chars = 0
+
+    def add(self, line: int, row: tuple, chars: int = 0) -> None:
+        """Append `row`, which stood on `line` of its source and holds `chars` characters."""
+        self.rows.append(row)
+        self.lines.append(line)
+        self.chars += chars
+        if len(self.rows) == GROUP_ROWS or self.chars >= GROUP_CHARS:
+            self.flush()
+
+    def flush(self) -> None:
+        columns = list(zip(*self.rows, strict=True)) or [()] * len(self.schema)
+        try:
+            arrays = [pa.array(c, f.type) for c, f in zip(columns, self.schema, strict=True)]
+        except UnicodeEncodeError:
+            raise UserError(f"{self.where(self.broken_line())}: holds half a character") from None
+        self.writer.write_table(pa.table(arrays, schema=self.schema))
+        self.rows, self.lines, self.chars = [], array("q"), 0
+
+    def broken_line(self) -> int:
+        r"""The line of the first row with a lone surrogate (an escape like "\ud800" in JSON)."""
+        texts = ("".join(v for v in row if isinstance(v, str)) for row in self.rows)
+        return next(
+            line
+            for line, text in zip(self.lines, texts, strict=True)
+            if any("\ud800" <= c <= "\udfff" for c in text)
+        )
+
+
+@contextmanager
+def table(path: Path, schema: pa.Schema, where: Callable[[int], str]) -> Iterator[Table]:
+    """A `Table` that is finished on leaving; `where` names a line of the source in messages."""
+    made = Table(path, schema, where)
+    with made.writer:
+        yield made
+        made.flush()
+
+
+class Ids:
+    """Ids seen so far: 8 bytes each, whatever their length."""
+
+    def __init__(self) -> None:
+        self.hashes = array("q")
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def add(self, id_: str) -> None:
+        self.hashes.append(hash(id_))
+
+    def check(self, again: Callable[[], Iterable[Text]], where: Callable[[int], str]) -> None:
+        """Raise `UserError` if an id came twice.
+
+        Equal hashes are only a suspicion: `again` reads the source once more, to compare the ids
+        themselves and to name both lines.
+        """
+        hashes = np.sort(np.frombuffer(self.hashes, dtype=np.int64))
+        suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+        first: dict[str, int] = {}
+        for record in again() if suspects else ():
+            if hash(record.id) in suspects:
+                if record.id in first:
+                    raise UserError(
+                        f"{where(record.line)}: id {record.id} stands on line {first[record.id]} "
+                        "already"
+                    )
+                first[record.id] = record.line
