@@ -1,0 +1,1 @@
+"""The report: from the result files of one experiment to pages and tables that can be sent."""

@@ -1,0 +1,77 @@
+"""Dot plots of the main metric, one for each dataset, as positions in percent of the axis."""
+
+import math
+from dataclasses import dataclass
+
+from .collect import Column, Model, Report, Score
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One row: x positions in percent of the axis's width."""
+
+    model: Model
+    score: Score
+    x: float
+    low: float | None
+    high: float | None
+    published: float | None  # position
+    published_value: float | None
+
+
+@dataclass(frozen=True)
+class Chart:
+    column: Column
+    metric: str
+    dots: list[Dot]
+    ticks: list[tuple[float, str]]  # position, label
+
+
+def charts(report: Report) -> list[Chart]:
+    """One chart for each column with a score, best model first."""
+    found = (chart(report, column) for column in report.columns)
+    return [one for one in found if one is not None]
+
+
+def chart(report: Report, column: Column) -> Chart | None:
+    published = published_values(report, column)
+    rows = [
+        (model, score, published.get(model.id))
+        for model in report.models
+        if (score := report.score(column.key(model.slug), report.main_metric))
+    ]
+    if not rows:
+        return None
+    rows.sort(key=lambda row: -row[1].value)
+    ends = [x for _, score, value in rows for x in (*score, value) if x is not None]
+    low, high, step = axis(min(ends), max(ends))
+    place = lambda x: None if x is None else round(100 * (x - low) / (high - low), 2)  # noqa: E731
+    dots = [
+        Dot(model, s, place(s.value), place(s.low), place(s.high), place(value), value)
+        for model, s, value in rows
+    ]
+    count = round((high - low) / step)
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    ticks = [(round(100 * i / count, 2), f"{low + i * step:.{digits}f}") for i in range(count + 1)]
+    return Chart(column, report.main_metric, dots, ticks)
+
+
+def published_values(report: Report, column: Column) -> dict[str, float]:
+    """Model id → the published value of the main metric that it is comparable with."""
+    return {
+        row["model_id"]: float(row["published"])
+        for row in report.verdicts
+        if row["dataset"] in (column.name, column.slug)
+        and row["split"] == column.split
+        and row["metric"] == report.main_metric
+        and row["verdict"] != "not comparable"
+    }
+
+
+def axis(low: float, high: float) -> tuple[float, float, float]:
+    """Round ends and a round step (1, 2 or 5 times a power of ten) with about four intervals."""
+    span = max(high - low, 1e-3)
+    power = 10 ** math.floor(math.log10(span / 4))
+    step = next(power * f for f in (1, 2, 5, 10) if power * f >= span / 4)
+    start, end = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+    return start, end if end > start else start + step, step

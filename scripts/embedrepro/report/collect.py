@@ -1,0 +1,170 @@
+"""Read the result files of one experiment into one `Report`, which every output is written from."""
+
+import csv
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import UserError
+from ..files import read_json
+
+
+class Key(NamedTuple):
+    """What one number belongs to; three slugs, as in the files' paths."""
+
+    model: str
+    dataset: str
+    split: str
+
+
+class Score(NamedTuple):
+    """A mean over judged queries and its 95% interval (None where it can't be told)."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One dataset and split."""
+
+    name: str
+    slug: str
+    split: str
+
+    @property
+    def label(self) -> str:
+        return self.name if self.name.endswith(f"/{self.split}") else f"{self.name}/{self.split}"
+
+    def key(self, model: str) -> Key:
+        return Key(model, self.slug, self.split)
+
+
+@dataclass(frozen=True)
+class Model:
+    id: str
+    slug: str
+    revision: str
+
+
+@dataclass
+class Report:
+    """All that is told about one experiment. `scores` and the like may lack keys: not every
+    model need have run on every dataset."""
+
+    spec: dict[str, Any]
+    models: list[Model]
+    columns: list[Column]
+    metrics: list[str]
+    scores: dict[Key, dict[str, Any]]
+    verdicts: list[dict[str, str]]
+    comparisons: Any
+    stages: dict[str, dict[str, Any]]
+    embeddings: list[dict[str, Any]]
+    datasets: dict[str, dict[str, Any]]
+    dataset_folders: dict[str, Path]
+    parity: Any
+    runs: dict[Key, Path]
+    per_query: dict[Key, Path]
+
+    @property
+    def main_metric(self) -> str:
+        return self.metrics[0]
+
+    def metric_name(self, key: Key, metric: str) -> str:
+        """The name `metric` goes by on this dataset: `R@100` is `R(rel=2)@100` on TREC DL."""
+        protocol = self.protocol(key)
+        if metric in protocol:
+            return metric
+        return next((name for name in protocol if plain(name) == plain(metric)), metric)
+
+    def protocol(self, key: Key) -> dict[str, dict[str, Any]]:
+        """Metric → value and interval under the dataset's default protocol; {} when not scored."""
+        scores = self.scores.get(key)
+        return scores["protocols"][scores["default_protocol"]] if scores else {}
+
+    def score(self, key: Key, metric: str) -> Score | None:
+        entry = self.protocol(key).get(self.metric_name(key, metric))
+        if entry is None or entry["value"] is None:
+            return None
+        return Score(entry["value"], entry.get("ci_low"), entry.get("ci_high"))
+
+    def average(self, model: str, metric: str) -> float | None:
+        """Mean over all datasets; None unless the model was scored on each (like with like)."""
+        scores = [self.score(column.key(model), metric) for column in self.columns]
+        if not scores or any(score is None for score in scores):
+            return None
+        return sum(score.value for score in scores) / len(scores)
+
+    def verdict_counts(self) -> dict[str, int]:
+        """Verdict → how many, in a fixed order, then any other name the registry brings."""
+        counts = dict.fromkeys(VERDICTS, 0)
+        for row in self.verdicts:
+            counts[row["verdict"]] = counts.get(row["verdict"], 0) + 1
+        return counts
+
+    def command(self, key: Key) -> str | None:
+        """The shell command that makes this cell's run file, with all that it needs."""
+        import shlex
+
+        if key not in self.runs:
+            return None
+        return f"{self.spec['command']} -- {shlex.quote(str(self.runs[key]))}"
+
+
+VERDICTS = ("reproduced", "higher", "lower", "not comparable")
+
+
+def plain(metric: str) -> str:
+    """A measure's name without its relevance threshold."""
+    return re.sub(r"\(rel=\d+\)", "", metric)
+
+
+def collect(spec_path: Path, inputs_path: Path) -> Report:
+    """Read an experiment spec and the list of its result files (JSON; see `make_report.py`)."""
+    spec, inputs = read_json(spec_path), read_json(inputs_path)
+    folders = {Path(path).parent.name.rsplit("-", 1)[0]: Path(path) for path in inputs["datasets"]}
+    return Report(
+        spec=spec,
+        models=[Model(m["id"], m["model"], m.get("revision") or "") for m in spec["models"]],
+        columns=[Column(d["name"], d["slug"], d["split"]) for d in spec["datasets"]],
+        metrics=list(spec["metrics"]),
+        scores={key: read_json(path) for key, path in keyed(inputs["scores"], ".json")},
+        verdicts=read_tsv(inputs["verdicts"]) if inputs.get("verdicts") else [],
+        comparisons=read_json(inputs["comparisons"]) if inputs.get("comparisons") else [],
+        stages={stage["model"]: stage for stage in map(read_json, inputs["stages"])},
+        embeddings=[read_embedding(Path(path)) for path in inputs["embeddings"]],
+        datasets={slug: read_json(path) for slug, path in folders.items()},
+        dataset_folders={slug: path.parent for slug, path in folders.items()},
+        parity=read_json(inputs["parity"]) if inputs.get("parity") else None,
+        runs=dict(keyed(inputs["runs"], ".trec")),
+        per_query=dict(keyed(inputs["per_query"], ".per_query.tsv")),
+    )
+
+
+def keyed(paths: list[str], suffix: str) -> Iterator[tuple[Key, Path]]:
+    """Each path with the key that its last three parts spell: `<dataset>/<split>/<model>`."""
+    for path in map(Path, paths):
+        if not path.name.endswith(suffix) or len(path.parts) < 3:
+            raise UserError(f"{path}: expected <dataset>/<split>/<model>{suffix}")
+        yield Key(path.name.removesuffix(suffix), path.parts[-3], path.parts[-2]), path
+
+
+def read_tsv(path: Path | str) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def read_embedding(path: Path) -> dict[str, Any]:
+    """An array's sidecar and what its path says: model and dataset slug, part and shard."""
+    shard = re.fullmatch(r"corpus-(\d+)-of-(\d+)", path.stem)
+    return read_json(path) | {
+        "path": str(path.with_suffix(".npy")),
+        "model": path.parent.name.rsplit("-", 1)[0],
+        "dataset": path.parent.parent.name,
+        "part": "corpus" if shard else path.stem,
+        "shard": path.stem.removeprefix("corpus-") if shard else "0-of-1",
+    }

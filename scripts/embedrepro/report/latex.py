@@ -1,0 +1,63 @@
+"""`report.tex`: the leaderboard of the main measure as a booktabs table."""
+
+from .collect import Report
+from .markdown import best_score, ranked
+from .text import number, one_line
+
+SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+}
+WIDE = 8  # more columns than this are scaled to the line
+
+
+def latex(report: Report) -> str:
+    """A `table` float; needs booktabs, and graphicx when it is wide."""
+    metric = report.main_metric
+    wide = len(report.columns) > WIDE
+    columns = [escape(column.label) for column in report.columns]
+    lines = [
+        r"% \usepackage{booktabs}" + (r", \usepackage{graphicx}" if wide else ""),
+        r"\begin{table}[t]",
+        r"\centering",
+        rf"\caption{{{escape(metric)}; the best of each dataset in bold.}}",
+        r"\resizebox{\linewidth}{!}{%" if wide else r"\small",
+        rf"\begin{{tabular}}{{l{'r' * (len(columns) + 1)}}}",
+        r"\toprule",
+        row(["Model", *columns, "Average"]),
+        r"\midrule",
+        *body(report, metric),
+        r"\bottomrule",
+        r"\end{tabular}" + ("}" if wide else ""),
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def body(report: Report, metric: str) -> list[str]:
+    best = [best_score(report, column, metric) for column in report.columns]
+    lines = []
+    for model in ranked(report, metric):
+        cells = []
+        for column, top in zip(report.columns, best, strict=True):
+            score = report.score(column.key(model.slug), metric)
+            text = number(score.value) if score else "--"
+            cells.append(rf"\textbf{{{text}}}" if score and score.value == top else text)
+        average = report.average(model.slug, metric)
+        cells.append("--" if average is None else number(average))
+        lines.append(row([escape(model.id), *cells]))
+    return lines
+
+
+def row(cells: list[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def escape(text: object) -> str:
+    """Text that TeX prints as it stands."""
+    return "".join(SPECIAL.get(c, c) for c in one_line(text))

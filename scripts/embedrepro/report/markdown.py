@@ -1,0 +1,128 @@
+"""`report.md`: the report as it stands in a pull request."""
+
+import re
+
+from .collect import VERDICTS, Report
+from .cost import costs
+from .text import number, one_line, quantity, web_address
+
+SIGNS = dict(zip(VERDICTS, ("✓", "▲", "▼", "○"), strict=True))
+
+
+def markdown(report: Report) -> str:
+    """GitHub-flavoured Markdown: verdicts first, then leaderboard, cost and provenance."""
+    parts = [
+        f"# {escape(report.spec['experiment'])}: {headline(report)}",
+        *section("Verdicts", verdict_table(report)),
+    ]
+    for metric in report.metrics:
+        parts += section(f"Leaderboard, {escape(metric)}", leaderboard(report, metric))
+    parts += section("Cost", cost_table(report))
+    parts += section("Provenance", provenance_list(report))
+    return "\n\n".join(parts) + "\n"
+
+
+def headline(report: Report) -> str:
+    """`3 of 4 published numbers reproduced, 1 lower, 2 not comparable`."""
+    counts = report.verdict_counts()
+    comparable = sum(counts.values()) - counts["not comparable"]
+    if not sum(counts.values()):
+        return "no published numbers to compare with"
+    rest = [f"{n} {name}" for name, n in counts.items() if n and name != "reproduced"]
+    return ", ".join(
+        [f"{counts['reproduced']} of {comparable} published numbers reproduced", *rest]
+    )
+
+
+def section(title: str, body: str) -> list[str]:
+    return [f"## {title}", body] if body else []
+
+
+def table(header: list[str], rows: list[list[str]], right: int) -> str:
+    """Cells must be escaped already; the columns from `right` on are right-aligned."""
+    if not rows:
+        return ""
+    rule = ["---" if i < right else "---:" for i in range(len(header))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
+
+
+def escape(text: object) -> str:
+    """Text that Markdown, HTML and tables leave alone, on one line."""
+    line = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]|#~$@!])", r"\\\1", line)
+
+
+def verdict_table(report: Report) -> str:
+    header = ["", "model", "dataset", "metric", "published", "measured", "Δ", "tolerance"]
+    rows = []
+    for row in report.verdicts:
+        verdict, link = row["verdict"], web_address(row["source"])
+        rows.append(
+            [
+                f"{SIGNS.get(verdict, '○')} {escape(verdict)}",
+                *(escape(row[name]) for name in ("model_id", "dataset", "metric")),
+                f"[{row['published']}](<{link}>)" if link else escape(row["published"]),
+                *(escape(row[name]) for name in ("measured", "delta", "tolerance")),
+            ]
+        )
+    return table(header, rows, right=4)
+
+
+def leaderboard(report: Report, metric: str) -> str:
+    """Best first; the best of each column in bold."""
+    best = {column: best_score(report, column, metric) for column in report.columns}
+    rows = []
+    for model in ranked(report, metric):
+        average = report.average(model.slug, metric)
+        scores = [report.score(column.key(model.slug), metric) for column in report.columns]
+        cells = [
+            bold(
+                number(score.value if score else None), bool(score) and score.value == best[column]
+            )
+            for column, score in zip(report.columns, scores, strict=True)
+        ]
+        rows.append([escape(model.id), number(average), *cells])
+    header = ["model", "average", *(escape(column.label) for column in report.columns)]
+    return table(header, rows, right=1)
+
+
+def bold(text: str, yes: bool) -> str:
+    return f"**{text}**" if yes else text
+
+
+def best_score(report: Report, column, metric: str) -> float | None:
+    found = (report.score(column.key(model.slug), metric) for model in report.models)
+    return max((score.value for score in found if score), default=None)
+
+
+def ranked(report: Report, metric: str) -> list:
+    """Models by average, best first; those without one keep their order, last."""
+    average = {model.slug: report.average(model.slug, metric) for model in report.models}
+    return sorted(report.models, key=lambda m: -(average[m.slug] or -1.0))
+
+
+def cost_table(report: Report) -> str:
+    header = ["model", "device", "passages", "seconds", "passages/s", "tokens/s", "peak MB"]
+    rows = [
+        [
+            *(escape(cost.model.id), escape(cost.device), f"{cost.docs:,}"),
+            *map(quantity, (cost.seconds, cost.docs_per_second, cost.tokens_per_second)),
+            quantity(cost.peak_memory_mb),
+        ]
+        for cost in costs(report)
+    ]
+    return table(header, rows, right=2)
+
+
+def provenance_list(report: Report) -> str:
+    spec = report.spec
+    commit = spec.get("git_commit") or "unknown"
+    lines = [
+        f"- command: `{one_line(spec['command'])}`",
+        f"- commit: {escape(commit)}{' with uncommitted changes' if spec.get('dirty') else ''}",
+        "- versions: " + ", ".join(f"{escape(k)} {escape(v)}" for k, v in spec["versions"].items()),
+    ]
+    for model in report.models:
+        revision = f" at `{one_line(model.revision)}`" if model.revision else ""
+        lines.append(f"- {escape(model.id)}{revision}")
+    return "\n".join(lines)

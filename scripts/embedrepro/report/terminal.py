@@ -1,0 +1,31 @@
+"""What the terminal shows at the end of a run."""
+
+from pathlib import Path
+
+from ..errors import printable
+from .collect import Report
+from .markdown import SIGNS, headline
+
+COLUMNS = ("model_id", "dataset", "metric", "published", "measured", "delta")
+
+
+def summary(report: Report, page: Path) -> str:
+    """The verdict table, the headline and where the report lies; safe to print."""
+    rows = [[printable(row[name], 48) for name in COLUMNS] for row in report.verdicts]
+    table = [["model", *COLUMNS[1:]], *rows]
+    widths = [max(len(row[i]) for row in table) for i in range(len(COLUMNS))]
+    verdicts = ["verdict"] + [verdict(row["verdict"]) for row in report.verdicts]
+    lines = []
+    if rows:
+        for row, text in zip(table, verdicts, strict=True):
+            cells = [
+                cell.ljust(width) if i < 3 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            lines.append("  ".join([*cells, text]))
+        lines.append("")
+    return "\n".join([*lines, f"{headline(report)}.", f"Report: {page}"])
+
+
+def verdict(text: str) -> str:
+    return f"{SIGNS.get(text, '○')} {printable(text, 80)}"
