@@ -1,0 +1,19 @@
+"""Build the demonstration model (custom code, a dot in its name) from a seed."""
+
+import argparse
+from pathlib import Path
+
+from embedrepro.demo_model import build
+from embedrepro.errors import run_cli
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="folder to write; must be new")
+    arguments = parser.parse_args()
+    build(arguments.output, arguments.seed)
+
+
+if __name__ == "__main__":
+    run_cli(main)

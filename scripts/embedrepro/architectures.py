@@ -1,0 +1,79 @@
+"""What the installed transformers and FlagEmbedding know, read from their source files.
+
+Importing transformers' registries loads torch (seconds), importing FlagEmbedding's mapping loads
+all of it; both are literal tables, so they are parsed instead.
+"""
+
+import ast
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from .errors import UserError
+
+AUTO = "models/auto/"
+
+
+def _package(name: str) -> Path:
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        raise UserError(f"{name} is not installed; install the project's dependencies")
+    return Path(spec.origin).parent
+
+
+@cache
+def _tables(file: Path) -> dict[str, dict[str, str]]:
+    """`NAME = OrderedDict([("key", "value" or ("value", …)), …])` at a file's top level."""
+    tables: dict[str, dict[str, str]] = {}
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            rows = tables.setdefault(node.targets[0].id, {})
+            for pair in ast.walk(node.value):
+                if isinstance(pair, ast.Tuple) and len(pair.elts) == 2:
+                    key, value = pair.elts
+                    first = value.elts[0] if isinstance(value, ast.Tuple) else value
+                    if isinstance(key, ast.Constant) and isinstance(first, ast.Constant):
+                        rows[key.value] = first.value
+    return tables
+
+
+@cache
+def native_class(model_type: str) -> str | None:
+    """The class that transformers' AutoModel picks for a `model_type`, or None if it has none."""
+    folder = _package("transformers")
+    configs = _tables(folder / AUTO / "auto_mappings.py")["CONFIG_MAPPING_NAMES"]
+    models = _tables(folder / AUTO / "modeling_auto.py")["MODEL_MAPPING_NAMES"]
+    return models.get(model_type) if model_type in configs else None
+
+
+def native_attention(model_type: str) -> str | None:
+    """Attention direction of an architecture as built: "causal", "bidirectional", or None.
+
+    A model with a masked-language-model head is an encoder; one with only a causal head a decoder.
+    """
+    tables = _tables(_package("transformers") / AUTO / "modeling_auto.py")
+    if model_type in tables["MODEL_FOR_MASKED_LM_MAPPING_NAMES"]:
+        return "bidirectional"
+    if model_type in tables["MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"]:
+        return "causal"
+    return None
+
+
+@cache
+def flagembedding_mapping() -> dict[str, dict[str, str]]:
+    """FlagEmbedding's table: model basename -> {"class", "pooling", "format"}."""
+    path = _package("FlagEmbedding") / "inference" / "embedder" / "model_mapping.py"
+    table = {}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not (isinstance(node, ast.Tuple) and len(node.elts) == 2):
+            continue
+        name, call = node.elts
+        if isinstance(name, ast.Constant) and isinstance(call, ast.Call):
+            named = {keyword.arg: keyword.value for keyword in call.keywords}
+            text = named.get("query_instruction_format")
+            table[name.value] = {
+                "class": call.args[0].id,
+                "pooling": call.args[1].attr.lower(),
+                "format": text.value if text is not None else "{}{}",
+            }
+    return table

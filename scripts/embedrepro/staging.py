@@ -1,0 +1,463 @@
+"""A snapshot becomes a folder that every version of every library loads the same way.
+
+The staged folder has no dot in its name, links the weights, and holds rewritten copies of the
+configs: native classes where transformers has them, no `auto_map` that leads out of the folder, and
+every fact that a library would otherwise choose by itself stated. `stage.json` records it all.
+"""
+
+import ast
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .architectures import native_class
+from .errors import UserError, printable
+from .facts import json_object, resolve
+from .files import atomic, sha256, write_json, write_text
+
+RECIPE = 1  # part of every staged folder's key: raise it when the same snapshot is staged otherwise
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "bpe.codes",
+    "tokenizer.model",
+    "spiece.model",
+    "spm.model",
+    "sentencepiece.bpe.model",
+)
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", *TOKENIZER_FILES[7:])
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+HASH = re.compile(r"[0-9a-f]{40}")
+
+
+def stage(spec: dict[str, Any], snapshot: Path, output: Path) -> dict[str, Any]:
+    """Write the staged folder `output` of the model `spec` and return what its stage.json says.
+
+    `snapshot` is only read; weights are hard-linked (copied onto another file system). Everything
+    that can be refused without loading the model is refused here, as a UserError, with nothing
+    written.
+    """
+    snapshot, output = Path(snapshot), Path(output)
+    if "." in output.name:
+        raise UserError(f"{output}: a staged folder's name must not hold a dot")
+    if not snapshot.is_dir():
+        raise UserError(f"{snapshot}: no such folder; download the model first")
+    files = listed_files(snapshot)
+    config = configuration(snapshot)
+    weights = weight_files(snapshot, spec.get("allow_pickle", False))
+    refuse_pointers(snapshot, [*weights, *VOCABULARIES])
+    if not any((snapshot / name).is_file() for name in VOCABULARIES):
+        raise UserError(f"{snapshot}: no tokenizer (none of {', '.join(VOCABULARIES)})")
+    facts, decisions = resolve(spec, snapshot)
+    code, cls = choose_code(spec, snapshot, config, decisions)
+    engine = choose_engine(facts, config, bool(code), decisions)
+    record = {
+        "id": spec["id"],
+        "model": spec["model"],
+        "revision": spec.get("source", {}).get("revision"),
+        "recipe": RECIPE,
+        "architecture": config["model_type"],
+        "class": cls,
+        "native": not code,
+        "hidden_size": config.get("hidden_size"),
+        "trust_remote_code": bool(code),
+        "decisions": decisions,
+        "preflight": [],
+    }
+    with atomic(output) as folder:
+        folder.mkdir()
+        for name in weights:
+            link(snapshot / name, folder / name)
+        for name in code:
+            copy(snapshot / name, folder / name)
+        write_json(folder / "config.json", staged_config(config, facts, code))
+        write_tokenizer(snapshot, folder, facts)
+        write_sentence_transformers(snapshot, folder, facts, config)
+        known = {name: files[name] for name in weights if name in files}
+        record |= facts | engine
+        record["files"] = known | describe(folder, skip=known)
+        record["code"] = {name: record["files"][name]["sha256"] for name in code}
+        write_json(folder / "stage.json", record)
+    return record
+
+
+def listed_files(snapshot: Path) -> dict[str, dict[str, Any]]:
+    """The manifest's files {name: {size, sha256}}, their sizes checked against the folder."""
+    manifest = snapshot / "manifest.json"
+    if not manifest.exists():
+        return describe(snapshot, skip=())
+    files = json_object(manifest).get("files")
+    if not isinstance(files, dict):
+        raise UserError(f"{manifest}: names no files; delete the folder and download again")
+    for name, facts in files.items():
+        path = snapshot / name
+        size = path.stat().st_size if path.is_file() else None
+        if size != facts.get("size"):
+            found = "is missing" if size is None else f"has {size} bytes"
+            raise UserError(
+                f"{path}: {found}, the manifest says {facts.get('size')}; delete the folder and "
+                "download again"
+            )
+    return files
+
+
+def describe(folder: Path, skip: Iterable[str]) -> dict[str, dict[str, Any]]:
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")))
+    paths = {name: folder / name for name in names if name not in set(skip)}
+    return {
+        name: {"size": path.stat().st_size, "sha256": sha256(path)}
+        for name, path in paths.items()
+        if path.is_file()
+    }
+
+
+def configuration(snapshot: Path) -> dict[str, Any]:
+    """config.json, refused where no model can be made of it."""
+    path = snapshot / "config.json"
+    if not path.is_file():
+        raise UserError(f"{snapshot}: no config.json; not a transformers model folder")
+    refuse_pointers(snapshot, ["config.json"])
+    config = json_object(path)
+    if not isinstance(config.get("model_type"), str):
+        raise UserError(f"{path}: no model_type; not a transformers model")
+    if config.get("is_encoder_decoder"):
+        raise UserError(f"{path}: an encoder-decoder ({config['model_type']}) is not supported")
+    return config
+
+
+def weight_files(snapshot: Path, allow_pickle: bool) -> list[str]:
+    """Names of the weight files, safetensors first; shards are checked against their index."""
+    for single, asks in (("model.safetensors", False), ("pytorch_model.bin", True)):
+        index = f"{single}.index.json"
+        if (snapshot / index).is_file():
+            names = [*shards(snapshot, index), index]
+        elif (snapshot / single).is_file():
+            names = [single]
+        else:
+            continue
+        if asks and not allow_pickle:
+            raise UserError(
+                f"{snapshot}: its weights are a pickle ({single}), which can run code when loaded; "
+                "set allow_pickle: true under the model if you trust its author"
+            )
+        return names
+    raise UserError(f"{snapshot}: no weights (model.safetensors or its index)")
+
+
+def shards(snapshot: Path, index: str) -> list[str]:
+    table = json_object(snapshot / index).get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise UserError(f"{snapshot / index}: no weight_map")
+    names = sorted({str(name) for name in table.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise UserError(f"{snapshot / index}: {printable(name)} leads out of the folder")
+        if not (snapshot / name).is_file():
+            raise UserError(f"{snapshot}: {name} is missing, its index names it; download again")
+    return names
+
+
+def refuse_pointers(snapshot: Path, names: Iterable[str]) -> None:
+    """A git-lfs pointer where a file should be; a safetensors file that is none."""
+    for name in names:
+        path = snapshot / name
+        if not path.is_file():
+            continue
+        with open(path, "rb") as file:
+            head = file.read(9)
+            if LFS_POINTER.startswith(head) and head:
+                raise UserError(f"{path}: a git-lfs pointer; run `git lfs pull` in {snapshot}")
+        if name.endswith(".safetensors"):
+            size = path.stat().st_size
+            if len(head) < 9 or head[8:] != b"{" or int.from_bytes(head[:8], "little") > size - 8:
+                raise UserError(f"{path}: not a whole safetensors file; download again")
+
+
+def choose_code(
+    spec: dict[str, Any], snapshot: Path, config: dict[str, Any], decisions: list[dict[str, Any]]
+) -> tuple[list[str], str]:
+    """The code files to keep (none for a native class) and the model class's name."""
+    native = native_class(config["model_type"])
+    custom = config.get("auto_map") or {}
+    required = (spec.get("registry") or {}).get("custom_code") == "required"
+    if native and not (custom and required):
+        reason = f"transformers has {native}" + ("; custom code dropped" if custom else "")
+        decisions.append(decision("class", native, "transformers", reason))
+        return [], native
+    target = custom.get("AutoModel")
+    if not isinstance(target, str):
+        raise UserError(
+            f"{snapshot}: transformers has no architecture {printable(config['model_type'])} and "
+            "config.json's auto_map names no AutoModel"
+        )
+    refuse_untrusted(spec)
+    code = code_files(snapshot, custom)
+    name = target.rpartition(".")[2]
+    reason = "custom code, kept and trusted by the config"
+    decisions.append(decision("class", name, "auto_map", reason))
+    return code, name
+
+
+def refuse_untrusted(spec: dict[str, Any]) -> None:
+    name = printable(spec["id"])
+    if spec.get("trust_remote_code") is not True:
+        raise UserError(
+            f"{name}: it runs its own code; read that code, then set trust_remote_code: true under "
+            "the model"
+        )
+    source = spec.get("source", {})
+    if "hub" in source and not HASH.fullmatch(str(source.get("revision"))):
+        raise UserError(f"{name}: custom code needs a full revision (40 hex digits), not a branch")
+
+
+def code_files(snapshot: Path, custom: dict[str, Any]) -> list[str]:
+    """The files that an `auto_map` names and what they import from beside them."""
+    waiting = [module_file(target) for target in targets(custom)]
+    found: list[str] = []
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        path = snapshot / name
+        if not path.is_file():
+            raise UserError(f"{snapshot}: its code {printable(name)} is not in the snapshot")
+        found.append(name)
+        waiting += imports(path, name)
+    return sorted(found)
+
+
+def targets(custom: dict[str, Any]) -> Iterator[str]:
+    for value in custom.values():
+        for target in value if isinstance(value, list) else [value]:
+            if target is not None:
+                yield str(target)
+
+
+def module_file(target: str) -> str:
+    """'org/repo--module.Class' -> 'module.py'; a module in a folder is refused."""
+    module, dot, _ = target.rpartition("--")[2].rpartition(".")
+    if not dot or not module.isidentifier():
+        raise UserError(f"auto_map: {printable(target)} is not module.Class")
+    return f"{module}.py"
+
+
+def imports(path: Path, name: str) -> list[str]:
+    """The sibling files that a code file imports relatively."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{path}: not Python ({error})") from None
+    siblings = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            if node.level > 1 or (node.module and "." in node.module):
+                raise UserError(f"{path}: imports from outside its own folder (line {node.lineno})")
+            modules = [node.module] if node.module else [alias.name for alias in node.names]
+            siblings += [f"{module}.py" for module in modules]
+    return siblings
+
+
+def localize(custom: dict[str, Any]) -> dict[str, Any]:
+    """An auto_map without `repo--` prefixes."""
+
+    def local(value: Any) -> Any:
+        if isinstance(value, list):
+            return [local(item) for item in value]
+        return value.rpartition("--")[2] if isinstance(value, str) else value
+
+    return {name: local(value) for name, value in custom.items()}
+
+
+def choose_engine(
+    facts: dict[str, Any], config: dict[str, Any], custom: bool, decisions: list[dict[str, Any]]
+) -> dict[str, Any]:
+    from .encode.families import PACKED_MODEL_TYPES
+
+    kind = config["model_type"]
+    if custom:
+        obstacle = "custom code"
+    elif kind not in PACKED_MODEL_TYPES:
+        obstacle = f"packed does not take {kind}"
+    elif config.get("quantization_config"):
+        obstacle = "quantized weights"
+    else:
+        obstacle = None
+    wanted = facts.pop("engine")
+    if wanted == "packed" and obstacle:
+        raise UserError(f"engine: packed can't run this model ({obstacle}); set engine: auto")
+    packed = wanted == "packed" or (wanted == "auto" and obstacle is None)
+    engine = "packed" if packed else "flagembedding"
+    reason = "asked for" if wanted != "auto" else obstacle or f"native {kind}"
+    decisions[:] = [row for row in decisions if row["fact"] != "engine"]
+    decisions.append(decision("engine", engine, "config" if wanted != "auto" else "auto", reason))
+    return {"engine": engine, "engine_reason": reason}
+
+
+def decision(fact: str, value: Any, source: str, reason: str) -> dict[str, Any]:
+    return {"fact": fact, "value": value, "source": source, "reason": reason}
+
+
+def link(source: Path, target: Path) -> None:
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another file system
+        shutil.copyfile(source, target)
+
+
+def copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def staged_config(config: dict[str, Any], facts: dict[str, Any], code: list[str]) -> dict[str, Any]:
+    """config.json with the attention direction stated and nothing that leads elsewhere."""
+    causal = facts["attention"] == "causal"
+    dropped = {"auto_map", "_name_or_path"}
+    staged = {key: value for key, value in config.items() if key not in dropped}
+    # Old custom code breaks on a cache object it doesn't know; an embedder needs none.
+    staged |= {"is_causal": causal, "use_cache": False}
+    if "use_bidirectional_attention" in staged or config["model_type"].startswith("gemma3"):
+        staged["use_bidirectional_attention"] = not causal
+    if code:
+        staged["auto_map"] = localize(config["auto_map"])
+    return staged
+
+
+def write_tokenizer(snapshot: Path, folder: Path, facts: dict[str, Any]) -> None:
+    """The tokenizer's files, the end token in its post-processor, no custom class."""
+    for name in TOKENIZER_FILES:
+        if (snapshot / name).is_file():
+            copy(snapshot / name, folder / name)
+    settings = json_object(snapshot / "tokenizer_config.json", {})
+    if settings.pop("auto_map", None) or "tokenizer_class" not in settings:
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        settings.setdefault("model_input_names", ["input_ids", "attention_mask"])
+    settings["padding_side"] = facts["padding_side"]
+    path = folder / "tokenizer.json"
+    if facts["end_token"] is not None:
+        if not path.is_file():
+            raise UserError(f"{snapshot}: no tokenizer.json, in which to state the end token")
+        write_json(path, with_end_token(json_object(path), facts["end_token"], snapshot))
+    write_json(folder / "tokenizer_config.json", settings)
+
+
+def with_end_token(tokenizer: dict[str, Any], token: str, snapshot: Path) -> dict[str, Any]:
+    """tokenizer.json whose post-processor appends `token`, after whatever it adds already."""
+    known = {row["content"]: row["id"] for row in tokenizer.get("added_tokens") or []}
+    number = known.get(token, (tokenizer.get("model") or {}).get("vocab", {}).get(token))
+    if number is None:
+        raise UserError(f"{snapshot}: end_token {printable(token)} is not in its vocabulary")
+    processor = tokenizer.get("post_processor")
+    steps = processor.get("processors", [processor]) if processor else []
+    template = next((step for step in steps if step["type"] == "TemplateProcessing"), None)
+    if template is None:
+        template = {
+            "type": "TemplateProcessing",
+            "single": [{"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 1}},
+            ],
+            "special_tokens": {},
+        }
+        steps = [*steps, template]
+    if (template["single"][-1].get("SpecialToken") or {}).get("id") != token:
+        for form, kind in (("single", 0), ("pair", 1)):
+            template[form] = [*template[form], {"SpecialToken": {"id": token, "type_id": kind}}]
+        template["special_tokens"][token] = {"id": token, "ids": [number], "tokens": [token]}
+    chain = {"type": "Sequence", "processors": steps}
+    return tokenizer | {"post_processor": steps[0] if len(steps) == 1 else chain}
+
+
+def write_sentence_transformers(
+    snapshot: Path, folder: Path, facts: dict[str, Any], config: dict[str, Any]
+) -> None:
+    """The facts in sentence-transformers' own files, so that it loads the staged folder alike."""
+    kinds = ["Transformer", "Pooling"] + ["Normalize"] * facts["normalize"]
+    write_json(
+        folder / "modules.json",
+        [
+            {
+                "idx": number,
+                "name": str(number),
+                "path": f"{number}_{kind}" if number else "",
+                "type": f"sentence_transformers.models.{kind}",
+            }
+            for number, kind in enumerate(kinds)
+        ],
+    )
+    pooling = facts["pooling"]
+    flags = {"mean": "mean_tokens", "cls": "cls_token", "last_token": "lasttoken"}
+    modes = {f"pooling_mode_{flag}": name == pooling for name, flag in flags.items()}
+    size = {"word_embedding_dimension": config.get("hidden_size")}
+    write_json(folder / "1_Pooling" / "config.json", size | modes)
+    length = max(facts["max_length"].values())
+    write_json(
+        folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False}
+    )
+    prompts = {"query": facts["query_prompt"], "document": facts["passage_prompt"]}
+    similarity = "cosine" if facts["normalize"] else "dot"
+    write_json(
+        folder / "config_sentence_transformers.json",
+        {"prompts": prompts, "similarity_fn_name": similarity},
+    )
+
+
+def verify_code(staged: Path) -> dict[str, Any]:
+    """Read stage.json and check that the code files are the ones that were staged."""
+    staged = Path(staged)
+    record = json_object(staged / "stage.json")
+    present = {path.relative_to(staged).as_posix() for path in staged.rglob("*.py")}
+    for name in sorted(present | set(record["code"])):
+        expected = record["code"].get(name)
+        if name not in present or sha256(staged / name) != expected:
+            raise UserError(
+                f"{staged / name}: not the code that was staged; delete the folder and run again"
+            )
+    return record
+
+
+def register(record: dict[str, Any], staged: Path, root: Path) -> None:
+    """Link `root`/by_id/<org>/<name> to the staged folder and list it in `root`/names.tsv."""
+    staged, root = Path(staged), Path(root)
+    parts = record["id"].split("/")
+    if any(part in ("", ".", "..") or not part.isprintable() for part in parts):
+        raise UserError(f"{printable(record['id'])}: not a model id")
+    place = root.joinpath("by_id", *parts)
+    with lock(root / "names.tsv.lock"):
+        try:
+            with atomic(place) as temporary:
+                temporary.symlink_to(os.path.relpath(staged, place.parent))
+        except OSError as error:
+            raise UserError(f"{place}: can't be linked ({error.strerror})") from None
+        row = [record["id"], record["revision"] or "", record["model"]]
+        row += [os.path.relpath(staged, root), str("." in record["id"]).lower()]
+        write_text(root / "names.tsv", merged_names(root / "names.tsv", row))
+
+
+def merged_names(path: Path, row: list[str]) -> str:
+    """The table with `row` in it, sorted; a row for the same id and revision is replaced."""
+    header = ["id", "revision", "model", "path", "has_dot"]
+    lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else []
+    rows = [line.split("\t") for line in lines]
+    rows = [old for old in rows if (old[0], old[3]) != (row[0], row[3])]
+    return "".join("\t".join(cells) + "\n" for cells in [header, *sorted([*rows, row])])
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path` (made when missing)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
