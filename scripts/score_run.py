@@ -1,8 +1,9 @@
 """Score one run file: every metric, per query and mean with an interval, under each protocol.
 
 spec.json: {"model_id", "model", "revision", "dataset", "split", "metrics": [...],
-"protocols": [...], "ignore_identical_ids", "relevance_threshold", "facts": {...}}; the last four
-may be left out: no further protocol, what dataset.json says, nothing known.
+"default_protocol", "protocols": [...], "ignore_identical_ids", "relevance_threshold", "facts": {}}.
+May be left out: default_protocol (trec_eval), protocols (no further one), ignore_identical_ids and
+relevance_threshold (what dataset.json says), facts (nothing known; verdicts.py says what counts).
 """
 
 import argparse

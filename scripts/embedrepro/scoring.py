@@ -48,13 +48,14 @@ def score_run(
     drops = bool(spec.get("ignore_identical_ids", about.get("ignore_identical_ids", False)))
     threshold = int(spec.get("relevance_threshold", about.get("relevance_threshold", 1)))
     asked = [metrics.parse(name) for name in spec["metrics"]]
-    names = list(dict.fromkeys([protocols.DEFAULT, *spec.get("protocols", [])]))
+    shown = spec.get("default_protocol", protocols.DEFAULT)
+    names = list(dict.fromkeys([shown, *spec.get("protocols", [])]))
     qrels = read_qrels(dataset, split)
     scores = protocols.score(
         protocols.read_run(run), qrels, asked, names, spec["dataset"], drops, threshold
     )
 
-    default = scores[protocols.DEFAULT]
+    default = scores[shown]
     write_text(per_query, _per_query_table(default))
     result = {key: spec[key] for key in PASSED_ON} | {
         "facts": spec.get("facts", {}),
@@ -62,7 +63,7 @@ def score_run(
         "answered": int(default.answered.sum()),
         "relevance_threshold": threshold,
         "ignore_identical_ids": drops,
-        "default_protocol": protocols.DEFAULT,
+        "default_protocol": shown,
         "protocols": {name: _summary(scores[name], protocols.named(name)) for name in names},
     }
     write_json(output, result)
