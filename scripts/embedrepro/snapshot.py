@@ -1,0 +1,271 @@
+"""A model's files as they were downloaded: which are taken, whether they are whole, their digests.
+
+Every source (hub, wheel, folder) goes through the same choice and the same checks.
+"""
+
+import json
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+
+from .errors import UserError, printable
+from .files import digest, read_json, sha256, write_json
+
+MANIFEST = "manifest.json"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+TEXTS = (".json", ".txt", ".model", ".py", ".jinja", ".spm", ".tiktoken", ".bpe", ".vocab")
+NOTICES = re.compile(r"(README|LICEN[CS]E|NOTICE)[^/]*", re.IGNORECASE)
+# What transformers loads by itself; other .safetensors beside it are exports in other precisions.
+STANDARD = re.compile(r"(model|adapter_model)(-\d+-of-\d+)?\.safetensors")
+PICKLES = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
+MODULE_FOLDER = re.compile(r"\d+_\w+")  # sentence-transformers' own names: 1_Pooling, 2_Dense
+
+
+class Unreachable(Exception):
+    """A source that can't be reached now; the next mirror may be. Its text says why."""
+
+
+def check_file_name(name: str, where: str) -> str:
+    """Refuse a file name that could lead outside the folder it is written to, or hide in a log."""
+    parts = name.split("/")
+    bad = {"", ".", "..", ".git"}
+    if bad & set(parts) or "\\" in name or not name.isprintable() or len(name.encode()) > 1000:
+        raise UserError(f"{where}: holds the file name '{printable(name)}', which is refused")
+    return name
+
+
+def module_folders(modules: object) -> list[str]:
+    """Folders that a parsed `modules.json` of sentence-transformers points to."""
+    entries = modules if isinstance(modules, list) else []
+    paths = (entry.get("path") for entry in entries if isinstance(entry, dict))
+    return [path for path in paths if isinstance(path, str) and path]
+
+
+def choose(names: Iterable[str], modules: Iterable[str] = ()) -> list[str]:
+    """The files a model needs, of all that its source holds.
+
+    Configuration, tokenizer, code and notices, in the root and in the folders of
+    sentence-transformers' modules; weights as safetensors, as `pytorch_model*.bin` only where a
+    folder has no safetensors. Exports (onnx, openvino, tf, …), checkpoints and images are left.
+    """
+    folders: dict[str, list[str]] = {}
+    declared = set(modules)
+    for name in names:
+        parent = str(PurePosixPath(name).parent)
+        if parent == "." or _is_module(parent, declared):
+            folders.setdefault(parent, []).append(name)
+    chosen = [name for group in folders.values() for name in _choose_in_folder(group)]
+    return sorted(chosen)
+
+
+def _is_module(folder: str, declared: Iterable[str]) -> bool:
+    return folder in declared or MODULE_FOLDER.fullmatch(folder.split("/")[0]) is not None
+
+
+def _choose_in_folder(names: list[str]) -> list[str]:
+    base = {name: name.rsplit("/", 1)[-1] for name in names}
+    tensors = [name for name in names if base[name].endswith(".safetensors")]
+    standard = [name for name in tensors if STANDARD.fullmatch(base[name])]
+    weights = standard or tensors
+    weights = weights or [name for name in names if PICKLES.fullmatch(base[name])]
+    texts = [
+        name
+        for name in names
+        if (base[name].endswith(TEXTS) or NOTICES.fullmatch(base[name]))
+        and base[name] != MANIFEST
+        and not (tensors and base[name].endswith(".bin.index.json"))
+    ]
+    return weights + texts
+
+
+def check_choice(names: Iterable[str], where: str, allow_pickle: bool) -> None:
+    """Refuse a model without configuration or weights, or with pickles that nobody asked for."""
+    names = list(names)
+    if "config.json" not in names and "modules.json" not in names:
+        raise UserError(f"{where}: holds no config.json, so it is not a model's folder")
+    pickles = [name for name in names if name.endswith(".bin")]
+    if pickles and not allow_pickle:
+        raise UserError(
+            f"{where}: '{pickles[0]}' is a pickle, which can run code when it is loaded, and there "
+            f"are no safetensors; set `allow_pickle: true` if you trust it"
+        )
+    if not pickles and not any(name.endswith(".safetensors") for name in names):
+        raise UserError(f"{where}: holds no weights (*.safetensors)")
+
+
+def check_whole(folder: Path, names: Iterable[str], where: str) -> None:
+    """Refuse, by name, files that are not what they should be: pointers, cut or corrupt weights."""
+    names = list(names)
+    pointers = [name for name in names if is_lfs_pointer(folder / name)]
+    if pointers:
+        raise UserError(
+            f"{where}: {len(pointers)} file(s) are git-lfs pointers, not contents, the first is "
+            f"'{pointers[0]}'; run `git lfs pull` in that folder"
+        )
+    for name in names:
+        if name in ("config.json", "modules.json"):
+            parsed_json(folder / name, where, dict if name == "config.json" else list)
+    tensors = [name for name in names if name.endswith(".safetensors")]
+    held = {name: _tensor_names(folder / name, f"{where}: '{name}'") for name in tensors}
+    for name in names:
+        if name.endswith((".safetensors.index.json", ".bin.index.json")):
+            _check_index(folder, name, names, held, where)
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    if path.stat().st_size > 1024:
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def parsed_json(path: Path, where: str, kind: type) -> object:
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: '{path.name}' is not JSON ({error})") from None
+    if not isinstance(value, kind):
+        raise UserError(f"{where}: '{path.name}' does not hold a JSON {kind.__name__}")
+    return value
+
+
+def _tensor_names(path: Path, where: str) -> set[str]:
+    """Names in a safetensors header; opening it checks that offsets and file size agree."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{where}: not a whole safetensors file ({printable(error)}); fetch it again"
+        ) from None
+
+
+def _check_index(
+    folder: Path, index: str, names: list[str], held: Mapping[str, set[str]], where: str
+) -> None:
+    """Every shard of the index is there and holds the tensors that the index says.
+
+    `metadata.total_size` is not held against the shards: published indexes often have it wrong,
+    and each shard's own header already fixes its size.
+    """
+    weight_map = parsed_json(folder / index, where, dict).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{where}: '{index}' has no weight_map")
+    parent = PurePosixPath(index).parent
+    for tensor, file in weight_map.items():
+        shard = str(parent / str(file))
+        if shard not in names:
+            raise UserError(f"{where}: '{index}' names the shard '{shard}', which is missing")
+        if shard in held and tensor not in held[shard]:
+            raise UserError(f"{where}: '{shard}' lacks the tensor '{tensor}' that '{index}' names")
+
+
+def local_files(folder: Path) -> dict[str, Path]:
+    """Relative name → real path of a local model's files, chosen as `choose` does.
+
+    Links are followed only within the folder, or from a snapshot of the hub's cache into that
+    cache; any other link is refused by name. `.git` is not looked at.
+    """
+    root = folder.resolve()
+    found: dict[str, Path] = {}
+    linked = []
+    for parent, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name != ".git"]
+        inside = Path(parent).relative_to(root)
+        found |= {(inside / name).as_posix(): Path(parent) / name for name in files}
+        linked += [(inside / f).as_posix() for f in folders if (Path(parent) / f).is_symlink()]
+    declared = []
+    if "modules.json" in found:
+        path = _real_file(found["modules.json"], root, "modules.json")
+        declared = module_folders(parsed_json(path, str(folder), list))
+    for name in linked:
+        if _is_module(name, declared):
+            raise UserError(
+                f"{folder}: '{name}' is a link to a folder; put the folder itself there"
+            )
+    return {name: _real_file(found[name], root, name) for name in choose(found, declared)}
+
+
+def _real_file(path: Path, root: Path, name: str) -> Path:
+    """The regular file behind `path`; `UserError` if there is none or it lies elsewhere."""
+    allowed = [root]
+    if root.parent.name == "snapshots" and root.parents[1].name.startswith("models--"):
+        allowed.append(root.parents[2])  # the hub's cache: blobs, and the store that models share
+    real = path.resolve()
+    if not any(real.is_relative_to(place) for place in allowed):
+        raise UserError(
+            f"{root}: '{name}' is a link to {real}, outside the folder; put the file itself there"
+        )
+    if not real.exists():
+        raise UserError(f"{root}: '{name}' is a link to {real}, which is missing")
+    if not stat.S_ISREG(real.stat().st_mode):
+        raise UserError(f"{root}: '{name}' is not a regular file")
+    return real
+
+
+def hash_files(paths: Mapping[str, Path]) -> dict[str, dict]:
+    """name → {"size": bytes, "sha256": hex}, hashed with all cores (hashlib lets go of the GIL)."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = pool.map(sha256, paths.values())
+        return {
+            name: {"size": path.stat().st_size, "sha256": value}
+            for (name, path), value in zip(paths.items(), digests, strict=True)
+        }
+
+
+def remembered_hashes(folder: Path, paths: Mapping[str, Path], cache: Path) -> dict[str, dict]:
+    """`hash_files`, but a file whose size, time and inode are as last time is not read again.
+
+    A file changed less than two seconds ago is not remembered: it could change once more within
+    the clock's tick.
+    """
+    memory = cache / "digests" / f"{digest(str(folder.resolve()))}.json"
+    known = read_json(memory) if memory.exists() else {}
+    marks, old = {}, {}
+    for name, path in paths.items():
+        info = path.stat()
+        marks[name] = [info.st_size, info.st_mtime_ns, info.st_ino]
+        entry = known.get(name)
+        if entry and entry["mark"] == marks[name]:
+            old[name] = {"size": info.st_size, "sha256": entry["sha256"]}
+    new = hash_files({name: path for name, path in paths.items() if name not in old})
+    settled = time.time_ns() - 2_000_000_000
+    hashes = old | new
+    memo = {
+        name: {"mark": marks[name], "sha256": hashes[name]["sha256"]}
+        for name in paths
+        if marks[name][1] < settled
+    }
+    if memo != known:
+        write_json(memory, memo)
+    return dict(sorted(hashes.items()))
+
+
+def path_digest(folder: Path | str, cache: Path | str) -> str:
+    """Digest of a local model's files: 12 hex digits, the same wherever the folder lies.
+
+    `cache` is a folder that remembers the digests of files that did not change, so that calling
+    this again costs one `stat` per file. Raises `UserError` when the folder is missing or holds
+    something that is refused.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    return digest(remembered_hashes(folder, local_files(folder), Path(cache)))
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse to start what can't end: `needed` bytes into the disk that holds `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{folder}: {needed / 2**30:.1f} GiB are needed, {free / 2**30:.1f} GiB are free"
+        )
