@@ -14,11 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 METRICS = ["nDCG@10", "RR@10", "R@100"]
-WORDS = (
-    "river stone amber lattice signal harbor violet engine meadow copper orbit canyon letter "
-    "market silent window garden winter tunnel bridge candle forest planet ocean thread marble "
-    "falcon pepper velvet summit anchor breeze cobalt desert ember fossil glacier hollow island"
-).split()
+WORDS = ["river", "stone", "amber", "lattice", "signal", "harbor", "violet", "engine", "meadow", "copper", "orbit", "canyon", "letter", "market", "silent", "window", "garden", "winter", "tunnel", "bridge", "candle", "forest", "planet", "ocean", "thread", "marble", "falcon", "pepper", "velvet", "summit", "anchor", "breeze", "cobalt", "desert", "ember", "fossil", "glacier", "hollow", "island"]
 
 
 @dataclass
@@ -40,7 +36,7 @@ class Made:
 def make(made: Made) -> list[str]:
     """Write everything under `made.folder`; return the arguments for `make_report.py`."""
     rng = np.random.default_rng(7)
-    inputs = {name: [] for name in "scores per_query runs stages embeddings datasets".split()}
+    inputs = {name: [] for name in ["scores", "per_query", "runs", "stages", "embeddings", "datasets"]}
     models = [model(made, number) for number in range(made.models)]
     datasets = [dataset(made, number, rng, inputs) for number in range(made.datasets)]
     for number, entry in enumerate(models):
@@ -190,7 +186,7 @@ def result(made: Made, entry: dict, data: dict, number: int, rng, inputs: dict) 
     }
     scores = entry | {
         "model_id": entry["id"],
-        "dataset": data["slug"],
+        "dataset": data["name"],
         "split": data["split"],
         "queries": made.queries,
         "protocols": {"mteb": measured, "beir": measured},
@@ -237,6 +233,7 @@ def embeddings(made: Made, entry: dict, data: dict, rng, inputs: dict) -> None:
 
 def verdicts(made: Made, models: list, datasets: list, inputs: dict) -> str:
     header = "model_id dataset split metric published measured delta tolerance verdict source"
+    header += " protocol reason"
     rows = [header.replace(" ", "\t")]
     scores = {tuple(Path(p).parts[-3:]): json.loads(Path(p).read_text()) for p in inputs["scores"]}
     kinds = [("reproduced", 0.0002), ("higher", 0.012), ("lower", -0.02)]
@@ -247,15 +244,17 @@ def verdicts(made: Made, models: list, datasets: list, inputs: dict) -> str:
                 continue
             measured = found["protocols"]["mteb"]["nDCG@10"]["value"]
             verdict, delta = kinds[(m * 5 + d) % 3 if (m + d) % 4 == 0 else 0]
-            source = f"https://example.org/results?model={m}&set={d}"
+            source = f"made-org/results@f4cc6c8b365a results/{entry['model']}/Set{d}.json"
+            reason = ""
             cells = [f"{measured - delta:.5f}", f"{measured:.5f}", f"{delta:+.5f}", "0.001"]
             if (m + 2 * d) % 5 == 4:
-                verdict, cells[2] = "not comparable", ""
+                verdict = "not comparable"
+                reason = "published with 512 tokens per query, run with 128"
             rows.append(
                 "\t".join(
                     [
                         *(json.dumps(entry["id"])[1:-1], data["name"], data["split"], "nDCG@10"),
-                        *(*cells, verdict, source),
+                        *(*cells, verdict, source, "mteb", reason),
                     ]
                 )
             )

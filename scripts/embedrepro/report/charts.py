@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from .collect import Column, Model, Report, Score
+from .collect import Column, Key, Model, Report, Score
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,7 @@ class Dot:
     x: float
     low: float | None
     high: float | None
-    published: float | None  # position
-    published_value: float | None
+    published: float | None
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,11 @@ def charts(report: Report) -> list[Chart]:
 
 
 def chart(report: Report, column: Column) -> Chart | None:
-    published = published_values(report, column)
+    keys = {model: column.key(model.slug) for model in report.models}
     rows = [
-        (model, score, published.get(model.id))
-        for model in report.models
-        if (score := report.score(column.key(model.slug), report.main_metric))
+        (model, score, published_value(report, key))
+        for model, key in keys.items()
+        if (score := report.score(key, report.main_metric))
     ]
     if not rows:
         return None
@@ -47,7 +46,7 @@ def chart(report: Report, column: Column) -> Chart | None:
     low, high, step = axis(min(ends), max(ends))
     place = lambda x: None if x is None else round(100 * (x - low) / (high - low), 2)  # noqa: E731
     dots = [
-        Dot(model, s, place(s.value), place(s.low), place(s.high), place(value), value)
+        Dot(model, s, place(s.value), place(s.low), place(s.high), place(value))
         for model, s, value in rows
     ]
     count = round((high - low) / step)
@@ -56,16 +55,13 @@ def chart(report: Report, column: Column) -> Chart | None:
     return Chart(column, report.main_metric, dots, ticks)
 
 
-def published_values(report: Report, column: Column) -> dict[str, float]:
-    """Model id → the published value of the main metric that it is comparable with."""
-    return {
-        row["model_id"]: float(row["published"])
-        for row in report.verdicts
-        if row["dataset"] in (column.name, column.slug)
-        and row["split"] == column.split
-        and row["metric"] == report.main_metric
-        and row["verdict"] != "not comparable"
-    }
+def published_value(report: Report, key: Key) -> float | None:
+    """The first published value of the main metric that this cell is comparable with."""
+    metric = report.metric_name(key, report.main_metric)
+    for row in report.cell_verdicts(key):
+        if row["metric"] == metric and row["verdict"] != "not comparable":
+            return float(row["published"])
+    return None
 
 
 def axis(low: float, high: float) -> tuple[float, float, float]:

@@ -1,9 +1,13 @@
 """Read the result files of one experiment into one `Report`, which every output is written from."""
 
 import csv
+import math
 import re
+import shlex
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,10 +38,7 @@ class Column:
     name: str
     slug: str
     split: str
-
-    @property
-    def label(self) -> str:
-        return self.name if self.name.endswith(f"/{self.split}") else f"{self.name}/{self.split}"
+    label: str  # the name, with the split where one name has several
 
     def key(self, model: str) -> Key:
         return Key(model, self.slug, self.split)
@@ -48,6 +49,12 @@ class Model:
     id: str
     slug: str
     revision: str
+    label: str  # the id, with the slug where one id stands in several rows
+
+    @property
+    def short(self) -> str:
+        """The label without the organisation."""
+        return self.label.rsplit("/", 1)[-1]
 
 
 @dataclass
@@ -92,12 +99,49 @@ class Report:
             return None
         return Score(entry["value"], entry.get("ci_low"), entry.get("ci_high"))
 
-    def average(self, model: str, metric: str) -> float | None:
-        """Mean over all datasets; None unless the model was scored on each (like with like)."""
+    def average(self, model: str, metric: str) -> Score | None:
+        """Mean over all datasets; None unless the model was scored on each (like with like).
+
+        Its interval joins those of the datasets, whose queries are drawn independently: half the
+        width is sqrt(sum of squared half widths) / number of datasets.
+        """
         scores = [self.score(column.key(model), metric) for column in self.columns]
         if not scores or any(score is None for score in scores):
             return None
-        return sum(score.value for score in scores) / len(scores)
+        mean = sum(score.value for score in scores) / len(scores)
+        if any(score.low is None for score in scores):
+            return Score(mean, None, None)
+        half = math.hypot(*((score.high - score.low) / 2 for score in scores)) / len(scores)
+        return Score(mean, mean - half, mean + half)
+
+    def best(self, column: Column, metric: str) -> float | None:
+        """The highest value of a column."""
+        found = (self.score(column.key(model.slug), metric) for model in self.models)
+        return max((score.value for score in found if score), default=None)
+
+    def ranked(self, metric: str) -> list[Model]:
+        """Models by average, best first; those without one come last, in their own order."""
+        averages = {model.slug: self.average(model.slug, metric) for model in self.models}
+        return sorted(self.models, key=lambda m: -(averages[m.slug] or (-1.0,))[0])
+
+    def cell_verdicts(self, key: Key) -> list[dict[str, str]]:
+        """The rows of `verdicts.tsv` about one cell.
+
+        Rows name the model by id; where aliases share one, the measured value tells them apart.
+        """
+        names = {column.slug: column.name for column in self.columns}
+        scores = self.scores.get(key)
+        if scores is None:
+            return []
+        place = (scores["model_id"], names[key.dataset], key.split)
+        return [row for row in self._verdicts_at.get(place, []) if measured_here(row, scores)]
+
+    @cached_property
+    def _verdicts_at(self) -> dict[tuple[str, str, str], list[dict[str, str]]]:
+        places = defaultdict(list)
+        for row in self.verdicts:
+            places[row["model_id"], row["dataset"], row["split"]].append(row)
+        return places
 
     def verdict_counts(self) -> dict[str, int]:
         """Verdict → how many, in a fixed order, then any other name the registry brings."""
@@ -108,14 +152,22 @@ class Report:
 
     def command(self, key: Key) -> str | None:
         """The shell command that makes this cell's run file, with all that it needs."""
-        import shlex
+        return f"{self.spec['command']} {self.target(key)}" if key in self.runs else None
 
-        if key not in self.runs:
-            return None
-        return f"{self.spec['command']} -- {shlex.quote(str(self.runs[key]))}"
+    def target(self, key: Key) -> str:
+        """What to add to the experiment's command so that it makes this run file and no more."""
+        return f"-- {shlex.quote(str(self.runs[key]))}"
 
 
 VERDICTS = ("reproduced", "higher", "lower", "not comparable")
+
+
+def measured_here(row: dict[str, str], scores: dict[str, Any]) -> bool:
+    """Whether a verdict's measured value is one of these scores."""
+    entry = scores["protocols"].get(row["protocol"], {}).get(row["metric"])
+    if entry is None or not row["measured"]:
+        return not row["measured"]
+    return math.isclose(float(row["measured"]), entry["value"], rel_tol=1e-5, abs_tol=1e-9)
 
 
 def plain(metric: str) -> str:
@@ -129,8 +181,8 @@ def collect(spec_path: Path, inputs_path: Path) -> Report:
     folders = {Path(path).parent.name.rsplit("-", 1)[0]: Path(path) for path in inputs["datasets"]}
     return Report(
         spec=spec,
-        models=[Model(m["id"], m["model"], m.get("revision") or "") for m in spec["models"]],
-        columns=[Column(d["name"], d["slug"], d["split"]) for d in spec["datasets"]],
+        models=models(spec["models"]),
+        columns=columns(spec["datasets"]),
         metrics=list(spec["metrics"]),
         scores={key: read_json(path) for key, path in keyed(inputs["scores"], ".json")},
         verdicts=read_tsv(inputs["verdicts"]) if inputs.get("verdicts") else [],
@@ -143,6 +195,32 @@ def collect(spec_path: Path, inputs_path: Path) -> Report:
         runs=dict(keyed(inputs["runs"], ".trec")),
         per_query=dict(keyed(inputs["per_query"], ".per_query.tsv")),
     )
+
+
+def models(entries: list[dict[str, str]]) -> list[Model]:
+    seen = Counter(entry["id"] for entry in entries)
+    return [
+        Model(
+            e["id"],
+            e["model"],
+            e["revision"] or "",
+            f"{e['id']} ({e['model']})" if seen[e["id"]] > 1 else e["id"],
+        )
+        for e in entries
+    ]
+
+
+def columns(entries: list[dict[str, str]]) -> list[Column]:
+    seen = Counter(entry["name"] for entry in entries)
+    return [
+        Column(
+            e["name"],
+            e["slug"],
+            e["split"],
+            f"{e['name']}/{e['split']}" if seen[e["name"]] > 1 else e["name"],
+        )
+        for e in entries
+    ]
 
 
 def keyed(paths: list[str], suffix: str) -> Iterator[tuple[Key, Path]]:

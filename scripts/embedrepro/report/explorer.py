@@ -19,7 +19,7 @@ ROUNDS = 20  # at most so many wins and as many losses for each pair
 HITS = 3  # documents shown for each model and query
 EXCERPTS = (480, 280, 140)  # UTF-8 bytes of a document, the longest that fits is taken
 GOOD_ROUNDS = 5  # shorten excerpts rather than show fewer than this
-BUDGET = 2_000_000  # bytes of the page for all datasets together
+BUDGET = 1_500_000  # bytes of the page for all datasets together
 
 
 class Differences(NamedTuple):
@@ -100,14 +100,13 @@ def choose(found: Differences, excerpt: int, budget: int) -> tuple[list[int], in
     The first round is taken whatever it weighs.
     """
     chosen: dict[int, None] = {}
-    size = rounds = 0
-    for picks in rounds_of_picks(found.values):
+    size = 0
+    for rounds, picks in enumerate(rounds_of_picks(found.values)):
         fresh = [query for query in dict.fromkeys(picks) if query not in chosen]
         size += sum(weight(found, query, excerpt) for query in fresh)
         if rounds and size > budget:
             return list(chosen), rounds
         chosen.update(dict.fromkeys(fresh))
-        rounds += 1
     return list(chosen), ROUNDS
 
 

@@ -10,11 +10,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from .charts import charts
-from .collect import Report
+from .collect import Column, Model, Report
 from .cost import costs, dataset_costs
 from .explorer import explore
-from .markdown import SIGNS, best_score, headline, ranked
-from .text import number, one_line, quantity, web_address
+from .markdown import SIGNS, headline
+from .text import number, one_line, quantity, source_label, web_address
 
 PAGE = Path(__file__).parent / "page"
 
@@ -33,6 +33,7 @@ def html(report: Report) -> str:
         "quantity": quantity,
         "one_line": one_line,
         "link": web_address,
+        "source_label": source_label,
     }
     script = (PAGE / "page.js").read_text(encoding="utf-8")
     return environment.get_template("page.html.j2").render(
@@ -42,7 +43,7 @@ def html(report: Report) -> str:
         counts=report.verdict_counts(),
         signs=SIGNS,
         boards=[board(report, metric) for metric in report.metrics],
-        verdicts=report.verdicts,
+        verdicts=verdict_rows(report),
         charts=charts(report),
         costs=costs(report),
         dataset_costs=dataset_costs(report),
@@ -69,50 +70,45 @@ def script_json(value: Any) -> Markup:
 
 def board(report: Report, metric: str) -> dict[str, Any]:
     """The leaderboard of one metric, best average first; cells in the columns' order."""
-    best = [best_score(report, column, metric) for column in report.columns]
     averages = {model.slug: report.average(model.slug, metric) for model in report.models}
-    top = max((a for a in averages.values() if a is not None), default=None)
-    verdicts = cell_verdicts(report)
-    rows = []
-    for model in ranked(report, metric):
-        cells = []
-        for index, column in enumerate(report.columns):
-            key = column.key(model.slug)
-            score = report.score(key, metric)
-            name = report.metric_name(key, metric)
-            cells.append(
-                {
-                    "score": score,
-                    "best": score is not None and score.value == best[index],
-                    "column": index,
-                    "verdict": verdicts.get((model.id, column.slug, column.split, name)),
-                }
-            )
-        average = averages[model.slug]
-        rows.append(
-            {
-                "model": model,
-                "index": report.models.index(model),
-                "average": average,
-                "best": average is not None and average == top,
-                "cells": cells,
-            }
-        )
+    top = max((average.value for average in averages.values() if average), default=None)
+    best = {column: report.best(column, metric) for column in report.columns}
+    rows = [
+        {
+            "model": model,
+            "index": report.models.index(model),
+            "average": averages[model.slug],
+            "best": averages[model.slug] is not None and averages[model.slug].value == top,
+            "cells": [cell(report, column, model, metric, best) for column in report.columns],
+        }
+        for model in report.ranked(metric)
+    ]
     return {"metric": metric, "rows": rows}
 
 
-def cell_verdicts(report: Report) -> dict[tuple[str, str, str, str], str]:
-    """(model id, dataset slug, split, metric) → verdict."""
-    slugs = {column.name: column.slug for column in report.columns}
+def cell(report: Report, column: Column, model: Model, metric: str, best: dict) -> dict[str, Any]:
+    key = column.key(model.slug)
+    score = report.score(key, metric)
+    name = report.metric_name(key, metric)
+    found = {row["verdict"] for row in report.cell_verdicts(key) if row["metric"] == name}
     return {
-        (
-            row["model_id"],
-            slugs.get(row["dataset"], row["dataset"]),
-            row["split"],
-            row["metric"],
-        ): row["verdict"]
-        for row in report.verdicts
+        "score": score,
+        "best": score is not None and score.value == best[column],
+        "verdict": next((verdict for verdict in WORST_FIRST if verdict in found), None),
     }
+
+
+WORST_FIRST = ("lower", "higher", "reproduced", "not comparable")
+
+
+def verdict_rows(report: Report) -> list[dict[str, Any]]:
+    """The rows of `verdicts.tsv`, each with its cell's position where it has one."""
+    places = {}
+    for m, model in enumerate(report.models):
+        for c, column in enumerate(report.columns):
+            for row in report.cell_verdicts(column.key(model.slug)):
+                places[id(row)] = f"{m},{c}"
+    return [row | {"cell": places.get(id(row), "")} for row in report.verdicts]
 
 
 def page_data(report: Report) -> dict[str, Any]:
@@ -120,8 +116,9 @@ def page_data(report: Report) -> dict[str, Any]:
     return {
         "command": one_line(report.spec["command"]),
         "metric": report.main_metric,
-        "models": [[one_line(m.id), one_line(m.revision)] for m in report.models],
-        "columns": [column.label for column in report.columns],
+        "models": [[one_line(m.label), one_line(m.revision)] for m in report.models],
+        "columns": [one_line(column.label) for column in report.columns],
+        "ranked": [report.models.index(model) for model in report.ranked(report.main_metric)],
         "cells": [
             [cell_data(report, column.key(model.slug)) for column in report.columns]
             for model in report.models
@@ -145,7 +142,7 @@ def cell_data(report: Report, key) -> dict[str, Any] | None:
         "queries": scores["queries"],
         "default": scores["default_protocol"],
         "protocols": rounded,
-        "run": str(report.runs[key]) if key in report.runs else None,
+        "target": report.target(key) if key in report.runs else None,
     }
 
 

@@ -1,7 +1,6 @@
 """`report.tex`: the leaderboard of the main measure as a booktabs table."""
 
 from .collect import Report
-from .markdown import best_score, ranked
 from .text import number, one_line
 
 SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
@@ -40,17 +39,17 @@ def latex(report: Report) -> str:
 
 
 def body(report: Report, metric: str) -> list[str]:
-    best = [best_score(report, column, metric) for column in report.columns]
+    best = [report.best(column, metric) for column in report.columns]
     lines = []
-    for model in ranked(report, metric):
+    for model in report.ranked(metric):
         cells = []
         for column, top in zip(report.columns, best, strict=True):
             score = report.score(column.key(model.slug), metric)
             text = number(score.value) if score else "--"
             cells.append(rf"\textbf{{{text}}}" if score and score.value == top else text)
         average = report.average(model.slug, metric)
-        cells.append("--" if average is None else number(average))
-        lines.append(row([escape(model.id), *cells]))
+        cells.append(number(average.value) if average else "--")
+        lines.append(row([escape(model.label), *cells]))
     return lines
 
 

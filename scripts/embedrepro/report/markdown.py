@@ -2,7 +2,7 @@
 
 import re
 
-from .collect import VERDICTS, Report
+from .collect import VERDICTS, Report, Score
 from .cost import costs
 from .text import number, one_line, quantity, web_address
 
@@ -53,59 +53,48 @@ def escape(text: object) -> str:
 
 
 def verdict_table(report: Report) -> str:
-    header = ["", "model", "dataset", "metric", "published", "measured", "Δ", "tolerance"]
+    header = ["verdict", "model", "dataset", "metric", "published", "measured", "Δ", "tolerance"]
     rows = []
     for row in report.verdicts:
         verdict, link = row["verdict"], web_address(row["source"])
         rows.append(
             [
-                f"{SIGNS.get(verdict, '○')} {escape(verdict)}",
+                f"{SIGNS.get(verdict, '○')} {escape(verdict)}" + reason(row),
                 *(escape(row[name]) for name in ("model_id", "dataset", "metric")),
-                f"[{row['published']}](<{link}>)" if link else escape(row["published"]),
+                f"[{escape(row['published'])}](<{link}>)" if link else escape(row["published"]),
                 *(escape(row[name]) for name in ("measured", "delta", "tolerance")),
             ]
         )
     return table(header, rows, right=4)
 
 
+def reason(row: dict[str, str]) -> str:
+    return f": {escape(row['reason'])}" if row["verdict"] == "not comparable" else ""
+
+
 def leaderboard(report: Report, metric: str) -> str:
     """Best first; the best of each column in bold."""
-    best = {column: best_score(report, column, metric) for column in report.columns}
+    best = {column: report.best(column, metric) for column in report.columns}
     rows = []
-    for model in ranked(report, metric):
-        average = report.average(model.slug, metric)
-        scores = [report.score(column.key(model.slug), metric) for column in report.columns]
-        cells = [
-            bold(
-                number(score.value if score else None), bool(score) and score.value == best[column]
-            )
-            for column, score in zip(report.columns, scores, strict=True)
-        ]
-        rows.append([escape(model.id), number(average), *cells])
+    for model in report.ranked(metric):
+        cells = [cell(report.average(model.slug, metric), None)]
+        for column in report.columns:
+            cells.append(cell(report.score(column.key(model.slug), metric), best[column]))
+        rows.append([escape(model.label), *cells])
     header = ["model", "average", *(escape(column.label) for column in report.columns)]
     return table(header, rows, right=1)
 
 
-def bold(text: str, yes: bool) -> str:
-    return f"**{text}**" if yes else text
-
-
-def best_score(report: Report, column, metric: str) -> float | None:
-    found = (report.score(column.key(model.slug), metric) for model in report.models)
-    return max((score.value for score in found if score), default=None)
-
-
-def ranked(report: Report, metric: str) -> list:
-    """Models by average, best first; those without one keep their order, last."""
-    average = {model.slug: report.average(model.slug, metric) for model in report.models}
-    return sorted(report.models, key=lambda m: -(average[m.slug] or -1.0))
+def cell(score: Score | None, best: float | None) -> str:
+    text = number(score.value if score else None)
+    return f"**{text}**" if score and score.value == best else text
 
 
 def cost_table(report: Report) -> str:
     header = ["model", "device", "passages", "seconds", "passages/s", "tokens/s", "peak MB"]
     rows = [
         [
-            *(escape(cost.model.id), escape(cost.device), f"{cost.docs:,}"),
+            *(escape(cost.model.label), escape(cost.device), f"{cost.docs:,}"),
             *map(quantity, (cost.seconds, cost.docs_per_second, cost.tokens_per_second)),
             quantity(cost.peak_memory_mb),
         ]
@@ -124,5 +113,5 @@ def provenance_list(report: Report) -> str:
     ]
     for model in report.models:
         revision = f" at `{one_line(model.revision)}`" if model.revision else ""
-        lines.append(f"- {escape(model.id)}{revision}")
+        lines.append(f"- {escape(model.label)}{revision}")
     return "\n".join(lines)

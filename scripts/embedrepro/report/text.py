@@ -13,9 +13,15 @@ def one_line(text: object, limit: int | None = None) -> str:
     return line if limit is None or len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
+# "owner/repository@commit path", as published.tsv names a file, then perhaps words
+FILE_IN_REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{7,40}) ([\w./+-]+)(?: .*)?")
+
+
 def web_address(source: str) -> str | None:
-    """`source` when it is a link that a reader may safely follow, else None."""
-    source = source.strip()
+    """The page that `source` names, when a reader may safely follow it, else None."""
+    if match := FILE_IN_REPOSITORY.fullmatch(source):
+        repository, commit, path = match.groups()
+        return f"https://github.com/{repository}/blob/{commit}/{path}"
     if CONTROL.search(source) or " " in source:
         return None
     try:
@@ -23,6 +29,16 @@ def web_address(source: str) -> str | None:
     except ValueError:
         return None
     return source if parts.scheme in ("http", "https") and parts.netloc else None
+
+
+def source_label(source: str) -> str:
+    """A short name of a source: repository or host, and the file."""
+    if match := FILE_IN_REPOSITORY.fullmatch(source):
+        return one_line(f"{match[1].partition('/')[2]}: {match[3].rsplit('/', 1)[-1]}", 60)
+    if web_address(source):
+        parts = urlsplit(source)
+        return one_line(f"{parts.netloc}{parts.path}", 60)
+    return one_line(source, 120)
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -116,16 +116,44 @@ function openCell(model, column) {
   body.replaceChildren(make("p", `Means over ${cell.queries} judged queries, as each protocol scores the same run.`, "note"));
   body.append(protocolTable(cell));
   if (data.models[model][1]) body.append(make("p", `Revision ${data.models[model][1]}`, "muted"));
-  if (cell.run) {
-    body.append(make("h3", "How to reproduce"));
-    const command = make("code", `${data.command} -- ${quote(cell.run)}`, "block");
-    command.tabIndex = 0;
-    body.append(command);
+  const rows = document.querySelectorAll(`#verdict-table tr[data-cell="${model},${column}"]`);
+  if (rows.length) {
+    body.append(make("h3", "Published"), verdictTable(rows));
   }
+  if (cell.target) body.append(make("h3", "How to reproduce"), commandLine(`${data.command} ${cell.target}`));
   byId("cell").showModal();
 }
 
-const quote = (path) => (/^[\w@%+=:,./-]+$/.test(path) ? path : `'${path.replaceAll("'", `'"'"'`)}'`);
+function verdictTable(rows) {
+  const whole = byId("verdict-table"), box = make("div", undefined, "scroll"), table = make("table");
+  const head = whole.tHead.cloneNode(true), body = make("tbody");
+  for (const th of head.rows[0].cells) { th.textContent = th.textContent; th.removeAttribute("aria-sort"); }
+  body.append(...[...rows].map((row) => row.cloneNode(true)));
+  for (const row of [head.rows[0], ...body.rows]) {
+    row.hidden = false;
+    row.cells[2].remove(); // dataset and model stand in the title
+    row.cells[1].remove();
+  }
+  table.append(head, body);
+  box.append(table);
+  return box;
+}
+
+function commandLine(text) {
+  const box = make("div", undefined, "command"), code = make("code", text);
+  code.tabIndex = 0;
+  box.append(code);
+  if (navigator.clipboard) {
+    const button = make("button", "Copy");
+    button.type = "button";
+    button.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(text);
+      button.textContent = "Copied";
+    });
+    box.append(button);
+  }
+  return box;
+}
 
 function protocolTable(cell) {
   const box = make("div", undefined, "scroll"), table = make("table"), head = make("tr");
@@ -159,10 +187,11 @@ function explorer() {
   const fill = () => {
     const { models } = data.explorer[column.value];
     const keep = [a.value, b.value];
+    const ranked = data.ranked.filter((m) => models.includes(m));
+    const kept = keep.every((m) => m !== "" && models.includes(Number(m)));
     [a, b].forEach((select, i) => {
-      select.replaceChildren(...models.map((m, at) => new Option(data.models[m][0], m)));
-      const wanted = keep[i] !== "" && models.includes(Number(keep[i])) ? keep[i] : models[i];
-      select.value = wanted;
+      select.replaceChildren(...ranked.map((m) => new Option(data.models[m][0], m)));
+      select.value = kept ? keep[i] : ranked[i]; // at first the two best
     });
   };
   const show = () => compare(data.explorer[column.value], Number(a.value), Number(b.value));
@@ -195,10 +224,10 @@ function largest(entry, better, worse) {
 
 function item(entry, query, models, names) {
   const [id, text] = entry.queries[query];
-  const box = make("details"), summary = make("summary", text || id);
+  const box = make("details"), summary = make("summary"), asked = make("span", text || id);
   const score = (model) => (entry.values[model][query] / 10000).toFixed(3);
-  summary.dir = "auto";
-  summary.append(" ", make("span", `A ${score(models[0])} · B ${score(models[1])}`, "score"));
+  asked.dir = "auto";
+  summary.append(asked, " ", make("span", `A ${score(models[0])}  B ${score(models[1])}`, "score"));
   box.append(summary);
   box.addEventListener("toggle", () => {
     if (box.childElementCount > 1) return;
@@ -213,6 +242,7 @@ function found(entry, query, model, title) {
   for (const place of entry.hits[model][query]) {
     const [id, text] = entry.documents[place], grade = entry.grades[query][place];
     const line = make("li");
+    line.dir = "auto";
     if (grade !== undefined) line.append(make("span", grade > 0 ? `relevant ${grade}` : "judged 0", "grade"), " ");
     line.append(make("code", id), " ", make("bdi", text));
     list.append(line);
