@@ -1,0 +1,25 @@
+# embed-repro: text-embedding models on retrieval benchmarks, step by step, each step cached.
+from pathlib import Path
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: Path(workflow.basedir) / "config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/models.smk"
+include: "rules/datasets.smk"
+include: "rules/encode.smk"
+include: "rules/retrieve.smk"
+include: "rules/evaluate.smk"
+include: "rules/report.smk"
+include: "rules/reference.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        report_files(),

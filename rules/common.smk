@@ -1,0 +1,248 @@
+# Config → tables, wildcard constraints and targets. The only helper functions of the workflow.
+import base64
+import json
+import shlex
+import subprocess
+import sys
+import zlib
+from importlib import metadata
+
+import yaml
+from snakemake.common.configfile import load_configfile
+from snakemake.utils import update_config
+
+REPOSITORY = Path(workflow.basedir)
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+
+from embedrepro import snapshot
+from embedrepro.datasets.registry import expand, read_registry
+from embedrepro.errors import UserError, printable
+from embedrepro.experiment import Experiment, absolute_paths
+from embedrepro.files import digest, sha256
+
+
+wildcard_constraints:
+    model=r"[A-Za-z0-9_-]+",
+    dataset=r"[A-Za-z0-9_-]+",
+    split=r"[A-Za-z0-9][A-Za-z0-9_-]*",
+    key=r"[0-9a-f]{12}",
+    shard=r"\d+",
+    shards=r"\d+",
+
+
+def registry(name):
+    return yaml.load((REPOSITORY / "rules" / name).read_text("utf-8"), yaml.CSafeLoader)
+
+
+def read_config():
+    """The config files, in order, each with paths made absolute; then --config."""
+    merged = {}
+    for file in [REPOSITORY / "config.yaml", *workflow.overwrite_configfiles]:
+        file = Path(file).resolve()
+        update_config(merged, absolute_paths(load_configfile(file), file.parent))
+    update_config(merged, workflow.config_settings.config)
+    return merged
+
+
+def folder_digest(source):
+    """Digest of a local source: a folder's files, or what the demonstration model is built from."""
+    if source.isdigit():
+        parts = ["scripts/embedrepro/demo_model.py", "data/demo/corpus.jsonl"]
+        return digest([int(source), *(sha256(REPOSITORY / part) for part in parts)])
+    return snapshot.path_digest(source, Path(".snakemake") / "embedrepro")
+
+
+def read_experiment():
+    """The experiment, or one line that says what is wrong with the config, and status 2."""
+    try:
+        return Experiment(
+            config=read_config(),
+            schema=registry("schemas/config.schema.yaml"),
+            models=registry("registry/models.yaml")["models"],
+            datasets=read_registry(REPOSITORY / "rules" / "registry" / "datasets.yaml"),
+            expand=expand,
+            folder_digest=folder_digest,
+        )
+    except UserError as error:
+        print(f"error: {printable(error, 2000)}", file=sys.stderr, flush=True)
+        os._exit(2)  # Snakemake would add a traceback and turn the status into 1
+
+
+EXPERIMENT = read_experiment()
+STORE = EXPERIMENT.store
+RESULTS = EXPERIMENT.results
+SPECS = f"{STORE}/specs"
+SNAPSHOT = f"{STORE}/models/hub/{{model}}-{{key}}"
+STAGED = f"{STORE}/models/staged/{{model}}-{{key}}"
+DATASET = f"{STORE}/datasets/{{dataset}}-{{key}}"
+EMBEDDINGS = f"{STORE}/embeddings/{{dataset}}/{{model}}-{{key}}"
+HITS = f"{STORE}/hits/{{dataset}}/{{model}}-{{key}}"
+# Environments bring a python of their own; without them it is the one that runs Snakemake.
+DEPLOYED = bool(workflow.deployment_settings.deployment_method)
+PYTHON = "python" if DEPLOYED else shlex.quote(sys.executable)
+SCRIPTS = shlex.quote(str(REPOSITORY / "scripts"))
+GPU_SLOT = f"{PYTHON} {SCRIPTS}/gpu_slot.py"
+
+
+def of_model(wildcards):
+    return EXPERIMENT.models[wildcards.model]
+
+
+def of_dataset(wildcards):
+    return EXPERIMENT.datasets[wildcards.dataset]
+
+
+def packed(value):
+    """A JSON value in an alphabet that no shell reads anything into."""
+    return base64.b64encode(zlib.compress(json.dumps(value).encode(), 9)).decode()
+
+
+# Spec files carry what the config says to the scripts. Their values are looked up by name here,
+# so that the rule which writes them knows what to write.
+VALUES = {}
+
+
+def spec(slug, value, key=None):
+    """Path of the spec file that holds `value`; naming it is what makes it known.
+
+    Its key is a digest of the value, unless one is given that leaves out what changes no result.
+    """
+    name = f"{slug}-{key or digest(value)}"
+    VALUES[name] = value
+    return f"{SPECS}/{name}.json"
+
+
+def manifest(model):
+    return SNAPSHOT.format(model=model.slug, key=model.source_key) + "/manifest.json"
+
+
+def encode_spec(wildcards, role):
+    value = EXPERIMENT.encode_spec(of_model(wildcards), of_dataset(wildcards), role)
+    return spec(f"encode-{wildcards.model}", value)
+
+
+def score_spec(wildcards):
+    model, dataset = of_model(wildcards), of_dataset(wildcards)
+    value = EXPERIMENT.score_spec(model, dataset, wildcards.split)
+    return spec(f"score-{model.slug}", value)
+
+
+def staged(model):
+    return STAGED.format(model=model.slug, key=model.stage_key) + "/stage.json"
+
+
+def prepared(dataset, file="dataset.json"):
+    return DATASET.format(dataset=dataset.slug, key=dataset.key) + f"/{file}"
+
+
+def corpus_shards(model, dataset):
+    """The corpus' embeddings, all shards."""
+    key = EXPERIMENT.corpus_key(model, dataset)
+    folder = EMBEDDINGS.format(dataset=dataset.slug, model=model.slug, key=key)
+    return [f"{folder}/corpus-{i}-of-{dataset.shards}.npy" for i in range(dataset.shards)]
+
+
+def query_embeddings(model, dataset, split):
+    key = EXPERIMENT.query_key(model, dataset)
+    folder = EMBEDDINGS.format(dataset=dataset.slug, model=model.slug, key=key)
+    return f"{folder}/{split}-queries.npy"
+
+
+def hits(model, dataset, split):
+    """The best hits of every shard."""
+    key = EXPERIMENT.hits_key(model, dataset)
+    folder = HITS.format(dataset=dataset.slug, model=model.slug, key=key)
+    return [f"{folder}/{split}-{i}-of-{dataset.shards}.parquet" for i in range(dataset.shards)]
+
+
+def rows():
+    """Every row of the report: a model, a dataset and a split."""
+    for model in EXPERIMENT.models.values():
+        for dataset in EXPERIMENT.datasets.values():
+            for split in dataset.splits:
+                yield model, dataset, split
+
+
+def run_file(model, dataset, split):
+    return f"{RESULTS}/runs/{dataset.slug}/{split}/{model.slug}.trec"
+
+
+def score_file(model, dataset, split, suffix=".json"):
+    return f"{RESULTS}/scores/{dataset.slug}/{split}/{model.slug}{suffix}"
+
+
+def runs_of(model_ids, dataset, split):
+    """The run files of some rows, given by id."""
+    by_id = {model.id: model for model in EXPERIMENT.models.values()}
+    return [run_file(by_id[i], dataset, split) for i in model_ids]
+
+
+def embedding_sidecars():
+    dense = [row for row in rows() if row[0].kind == "dense"]
+    arrays = [npy for model, dataset, _ in dense for npy in corpus_shards(model, dataset)]
+    arrays += [query_embeddings(*row) for row in dense]
+    return [npy.removesuffix(".npy") + ".json" for npy in dict.fromkeys(arrays)]
+
+
+def report_inputs():
+    """What the report is made from, as the report's script expects it."""
+    weighty = [m for m in EXPERIMENT.models.values() if m.stage_key]
+    return {
+        "scores": [score_file(*row) for row in rows()],
+        "per_query": [score_file(*row, ".per_query.tsv") for row in rows()],
+        "runs": [run_file(*row) for row in rows()],
+        "verdicts": f"{RESULTS}/verdicts.tsv",
+        "comparisons": f"{RESULTS}/comparisons.json",
+        "stages": [staged(model) for model in weighty],
+        "embeddings": embedding_sidecars(),
+        "datasets": [prepared(dataset) for dataset in EXPERIMENT.datasets.values()],
+    }
+
+
+def report_files():
+    names = ["report.html", "report.md", "report.tex", "metrics.tsv", "verdicts.tsv"]
+    return [f"{RESULTS}/{name}" for name in [*names, "speed.tsv", "provenance.json"]]
+
+
+def git(*arguments):
+    try:
+        answer = subprocess.run(
+            ["git", "-C", REPOSITORY, *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None  # a release without its history, or a machine without git
+    return answer.stdout.strip()
+
+
+def command_line():
+    """The command that repeats this experiment."""
+    files = [f"--configfile {shlex.quote(str(f))}" for f in workflow.overwrite_configfiles]
+    overrides = [
+        shlex.quote(f"{k}={json.dumps(v)}") for k, v in workflow.config_settings.config.items()
+    ]
+    given = files + (["--config", *overrides] if overrides else [])
+    snakefile = shlex.quote(str(REPOSITORY / "Snakefile"))
+    return " ".join(["snakemake", "-s", snakefile, *given, "--cores all"])
+
+
+def experiment_facts():
+    """What the report says of the experiment itself."""
+    packages = ["snakemake", "torch", "transformers", "FlagEmbedding", "huggingface_hub", "numpy"]
+    packages += ["pyarrow", "pytrec-eval-terrier", "ir-measures"]
+    return {
+        "experiment": EXPERIMENT.name,
+        "models": [
+            {"id": m.id, "model": m.slug, "revision": m.revision, "kind": m.kind}
+            for m in EXPERIMENT.models.values()
+        ],
+        "datasets": [
+            {"name": d.name, "slug": d.slug, "split": split}
+            for d in EXPERIMENT.datasets.values()
+            for split in d.splits
+        ],
+        "metrics": EXPERIMENT.config["evaluate"]["metrics"],
+        "command": command_line(),
+        "git_commit": git("rev-parse", "HEAD"),
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "versions": {name: metadata.version(name) for name in packages},
+    }

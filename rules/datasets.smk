@@ -1,0 +1,23 @@
+# Needs: the config's datasets. Gives: for each a folder of validated Parquet: corpus, queries and
+# judgements of every split, dataset.json.
+
+
+rule prepare_dataset:
+    input:
+        spec=ancient(
+            lambda wc: spec(f"dataset-{wc.dataset}", of_dataset(wc).spec, wc.key)
+        ),
+    output:
+        f"{DATASET}/dataset.json",
+        f"{DATASET}/corpus.parquet",
+    params:
+        script=SCRIPTS,
+        folder=DATASET,
+    log:
+        "logs/prepare_dataset/{dataset}-{key}.log",
+    resources:
+        runtime=lambda wildcards, attempt: 240 * attempt,
+        mem_mb=4000,
+    shell:
+        "{PYTHON} {params.script}/prepare_dataset.py --spec {input.spec:q}"
+        " --output {params.folder:q} 2>&1 | tee {log:q}"

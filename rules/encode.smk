@@ -1,0 +1,56 @@
+# Needs: staged models, prepared datasets. Gives: embeddings with a sidecar; the corpus in shards,
+# one job and one GPU each, the queries of a split in one file. The key in the path holds all that
+# changes a vector, so an input's time stamp never matters: hence ancient().
+
+
+rule encode_corpus:
+    input:
+        stage=ancient(lambda wc: staged(of_model(wc))),
+        texts=ancient(lambda wc: prepared(of_dataset(wc), "corpus.parquet")),
+        spec=ancient(lambda wc: encode_spec(wc, "passage")),
+    output:
+        f"{EMBEDDINGS}/corpus-{{shard}}-of-{{shards}}.npy",
+        f"{EMBEDDINGS}/corpus-{{shard}}-of-{{shards}}.json",
+    params:
+        script=SCRIPTS,
+        staged=lambda wildcards, input: str(Path(input.stage).parent),
+        gpu_slot=GPU_SLOT,
+    log:
+        "logs/encode_corpus/{dataset}/{model}-{key}/{shard}-of-{shards}.log",
+    threads: 2
+    resources:
+        gpu=1,
+        runtime=lambda wildcards, attempt: 360 * attempt,
+        mem_mb=lambda wildcards, attempt: 12000 * attempt,
+    shell:
+        "{params.gpu_slot} {resources.gpu} -- {PYTHON} {params.script}/encode.py"
+        " --staged {params.staged:q} --texts {input.texts:q} --spec {input.spec:q}"
+        " --role passage --shard {wildcards.shard} --shards {wildcards.shards}"
+        " --output {output[0]:q} 2>&1 | tee {log:q}"
+
+
+rule encode_queries:
+    input:
+        stage=ancient(lambda wc: staged(of_model(wc))),
+        texts=ancient(
+            lambda wc: prepared(of_dataset(wc), f"{wc.split}/queries.parquet")
+        ),
+        spec=ancient(lambda wc: encode_spec(wc, "query")),
+    output:
+        f"{EMBEDDINGS}/{{split}}-queries.npy",
+        f"{EMBEDDINGS}/{{split}}-queries.json",
+    params:
+        script=SCRIPTS,
+        staged=lambda wildcards, input: str(Path(input.stage).parent),
+        gpu_slot=GPU_SLOT,
+    log:
+        "logs/encode_queries/{dataset}/{model}-{key}/{split}.log",
+    threads: 2
+    resources:
+        gpu=1,
+        runtime=lambda wildcards, attempt: 120 * attempt,
+        mem_mb=lambda wildcards, attempt: 12000 * attempt,
+    shell:
+        "{params.gpu_slot} {resources.gpu} -- {PYTHON} {params.script}/encode.py"
+        " --staged {params.staged:q} --texts {input.texts:q} --spec {input.spec:q}"
+        " --role query --shard 0 --shards 1 --output {output[0]:q} 2>&1 | tee {log:q}"

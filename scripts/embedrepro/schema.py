@@ -1,0 +1,68 @@
+"""Validation against a closed JSON schema, with errors that a person can act on."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from .errors import UserError, printable
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the closest known word, or nothing."""
+    close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def validate(data: Any, schema: dict[str, Any], where: str) -> None:
+    """Check `data` and fill in the schema's defaults in place; raise a one-line `UserError`.
+
+    `where` names the document in the message, `config` say.
+    """
+    import jsonschema
+
+    base = jsonschema.Draft202012Validator
+
+    def with_defaults(validator, properties, instance, schema):
+        if isinstance(instance, dict):
+            for name, part in properties.items():
+                if "default" in part:
+                    instance.setdefault(name, part["default"])
+        yield from base.VALIDATORS["properties"](validator, properties, instance, schema)
+
+    validator = jsonschema.validators.extend(base, {"properties": with_defaults})(schema)
+    error = min(validator.iter_errors(data), key=lambda e: list(map(str, e.path)), default=None)
+    if error is not None:
+        raise UserError(_sentence(error, where))
+
+
+def _sentence(error: Any, where: str) -> str:
+    if error.validator in ("oneOf", "anyOf") and error.context:
+        # The alternative that fits the type best explains the mistake best.
+        deepest = max(error.context, key=lambda e: (e.validator != "type", len(e.path)))
+        if deepest.validator != "type":
+            deepest.path.extendleft(reversed(error.path))
+            return _sentence(deepest, where)
+    place = where + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error.path)
+    shown = printable(error.instance, 60)
+    known = error.schema.get("properties", {})
+    if error.validator == "additionalProperties":
+        key = next(k for k in error.instance if k not in known)
+        allowed = ", ".join(sorted(known))
+        return f"{place}: unknown key '{printable(key, 60)}'{nearest(key, known)}; keys: {allowed}"
+    if error.validator == "required":
+        missing = next(k for k in error.validator_value if k not in error.instance)
+        meaning = known.get(missing, {}).get("description", "")
+        return f"{place}: the key '{missing}' is missing" + (f" ({meaning})" if meaning else "")
+    if error.validator == "enum":
+        allowed = ", ".join(map(str, error.validator_value))
+        return f"{place}: '{shown}' is not one of {allowed}{nearest(shown, error.validator_value)}"
+    meaning = error.schema.get("description", printable(error.message))
+    if error.validator == "type":
+        return f"{place}: '{shown}' should be {_types(error.validator_value)}; {meaning}"
+    return f"{place}: '{shown}' does not fit; {meaning}"
+
+
+def _types(types: str | list[str]) -> str:
+    names = {"object": "a mapping", "array": "a list", "string": "text", "integer": "a whole number"}
+    listed = [types] if isinstance(types, str) else types
+    return " or ".join(names.get(t, t) for t in listed)
