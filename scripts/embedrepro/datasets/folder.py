@@ -26,10 +26,11 @@ class Folder:
     """A dataset folder; see `records.Source`. Raises `UserError` naming file and line."""
 
     tolerant = False
+    kind: str
     id_field: str
 
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, source: dict[str, Any]) -> None:
+        self.folder = Path(source[self.kind])
         if not self.folder.is_dir():
             raise UserError(f"{self.folder}: no such folder; check the dataset's source")
 
@@ -68,6 +69,7 @@ class Folder:
 
 
 class Beir(Folder):
+    kind = "beir"
     id_field = "_id"
 
     def name(self, part: str, split: str) -> str:
@@ -91,6 +93,7 @@ class Beir(Folder):
 
 
 class FlagEmbedding(Folder):
+    kind = "flagembedding"
     id_field = "id"
 
     def name(self, part: str, split: str) -> str:

@@ -7,6 +7,7 @@ judgement are left out, as every evaluation tool does.
 """
 
 import re
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,20 @@ from ..files import atomic, remove, sha256, write_json
 from ..shards import passage
 from .folder import Beir, FlagEmbedding
 from .records import Flaws, Judgement, Source
+from .remote import Hub, IrDatasets
 from .tables import CORPUS, QRELS, QUERIES, Ids, table
 
 SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 WRITTEN = {"corpus.parquet", "queries.parquet", "qrels.parquet", "dataset.json"}
 REQUIRED = {"name", "source", "splits"}
-DEFAULTS = {
-    "title": "join",
-    "instruction": None,
-    "ignore_identical_ids": False,
-    "relevance_threshold": 1,
+OPTIONAL = {"title", "instruction", "ignore_identical_ids", "relevance_threshold"}
+MOST_MISSING = 0.1  # share of judged passages; above, the judgements are those of another corpus
+# Quick work shows no bar; a log gets a line every half minute.
+BAR: dict[str, Any] = {
+    "unit_scale": True,
+    "delay": 2,
+    "mininterval": 0.5 if sys.stderr.isatty() else 30,
 }
-BAR: dict[str, Any] = {"unit_scale": True, "mininterval": 1, "disable": None}
 Judged = dict[tuple[str, str], Judgement]  # by query id and passage id
 
 
@@ -46,6 +49,7 @@ def prepare(spec: dict[str, Any], output: Path | str) -> dict[str, Any]:
     output = Path(output)
     check_spec(spec)
     check_output(output)
+    spec = {"title": "join"} | spec
     source = open_source(spec["source"])
     origins = {ours: open_split(source, theirs) for ours, theirs in spec["splits"].items()}
     flaws = Flaws()
@@ -53,15 +57,14 @@ def prepare(spec: dict[str, Any], output: Path | str) -> dict[str, Any]:
         folder.mkdir()
         judged = {ours: read_qrels(*origin, flaws) for ours, origin in origins.items()}
         missing = {doc for pairs in judged.values() for _, doc in pairs}
-        mode = spec.get("title", "join")
-        documents = write_corpus(source, folder / "corpus.parquet", mode, missing, flaws)
+        documents = write_corpus(source, folder / "corpus.parquet", spec["title"], missing, flaws)
         for ours, origin in origins.items():
             check_docs(*origin, judged[ours], missing, flaws)
         splits = {
             ours: write_split(*origin, judged[ours], folder / ours, flaws)
             for ours, origin in origins.items()
         }
-        facts = DEFAULTS | spec | {"key": output.name.rpartition("-")[2], "documents": documents}
+        facts = spec | {"key": output.name.rpartition("-")[2], "documents": documents}
         facts |= {"splits": splits, "flaws": flaws.counts, "files": file_facts(folder)}
         write_json(folder / "dataset.json", facts)
         remove(output)
@@ -69,7 +72,7 @@ def prepare(spec: dict[str, Any], output: Path | str) -> dict[str, Any]:
 
 
 def check_spec(spec: dict[str, Any]) -> None:
-    for key in sorted(spec.keys() - REQUIRED - DEFAULTS.keys()):
+    for key in sorted(spec.keys() - REQUIRED - OPTIONAL):
         raise UserError(f'dataset spec: unknown key "{printable(key)}"')
     for key in sorted(REQUIRED - spec.keys()):
         raise UserError(f'dataset spec: key "{key}" is missing')
@@ -91,12 +94,12 @@ def check_output(output: Path) -> None:
 
 
 def open_source(source: dict[str, Any]) -> Source:
-    for kind, reader in {"beir": Beir, "flagembedding": FlagEmbedding}.items():
-        if kind in source:
-            return reader(source[kind])
-    raise UserError(
-        f"dataset source {printable(source)}: expected one of beir, flagembedding, hub, ir_datasets"
-    )
+    kinds = {"beir": Beir, "flagembedding": FlagEmbedding, "hub": Hub, "ir_datasets": IrDatasets}
+    given = [kind for kind in kinds if kind in source]
+    if len(given) != 1:
+        shown = printable(", ".join(source))
+        raise UserError(f"dataset source has {shown}: give exactly one of {', '.join(kinds)}")
+    return kinds[given[0]](source)
 
 
 def open_split(source: Source, theirs: str | dict[str, Any]) -> tuple[Source, str]:
@@ -139,11 +142,17 @@ def write_corpus(source: Source, path: Path, mode: str, missing: set[str], flaws
 
 
 def check_docs(source: Source, split: str, judged: Judged, missing: set[str], flaws: Flaws) -> None:
-    for _, doc in judged if missing else ():
-        if doc in missing:
-            line = next(j.line for j in judged.values() if j.doc == doc)
-            message = f"passage {doc} is not in the corpus"
-            flaws.found(source, "judged passages not in the corpus", "qrels", split, line, message)
+    """Every judged passage must be in the corpus; `missing` are those that are not."""
+    lost = [j for j in judged.values() if j.doc in missing]
+    if source.tolerant and len(lost) > MOST_MISSING * len(judged):
+        raise UserError(
+            f"{source.where('qrels', split, lost[0].line)}: {len(lost):,} of {len(judged):,} judged "
+            f"passages ({lost[0].doc}, say) are not in the corpus; these judgements are for another"
+        )
+    for judgement in lost:
+        message = f"passage {judgement.doc} is not in the corpus"
+        kind = "judged passages not in the corpus"
+        flaws.found(source, kind, "qrels", split, judgement.line, message)
 
 
 def write_split(
