@@ -46,10 +46,10 @@ def download_model(spec: dict[str, Any], output: Path, cache: Path | None = None
     output = Path(output)
     cache = Path(cache) if cache is not None else output.parent / ".cache"
     check_id(spec["id"])
-    if output.exists():
-        raise UserError(f"{output}: exists already; delete it to fetch it again")
     scratch = cache / "partial" / output.name
     with alone(scratch):
+        if output.exists():
+            raise UserError(f"{output}: exists already; delete it to fetch it again")
         answered, folder, hashes = first_that_answers(spec, scratch, cache)
         where = describe(answered)
         check_pins(spec.get("sha256") or {}, hashes, where)

@@ -154,6 +154,36 @@ def mistaken_code(names: Iterable[str]) -> list[tuple[str, str]]:
     return pairs
 
 
+class Examined(NamedTuple):
+    """What `check_names` says of one id; `refused` is empty when it can be staged."""
+
+    name: str
+    staged: str
+    has_dot: bool
+    breaks: list[Breakage]
+    refused: str
+
+
+def examine(entries: Iterable[str | Mapping]) -> list[Examined]:
+    """Check every entry and every pair, without stopping at the first that is refused."""
+    entries = list(entries)
+    rows = []
+    good: list[str | Mapping] = []
+    for entry in entries:
+        name = entry_id(entry)
+        try:
+            check_entries([entry])
+            clash = collisions([*good, entry])
+            good += [] if clash else [entry]
+            refused = clash[0] if clash else ""
+        except UserError as error:
+            refused = str(error)
+        text = str(name)
+        staged = "" if refused else entry_slug(entry)
+        rows.append(Examined(text, staged, "." in text, what_would_break(text), refused))
+    return rows
+
+
 def names_table(rows: Iterable[tuple[str, str, str, str]]) -> str:
     """Text of `names.tsv` from (id, revision, model, path) rows; `model` is the slug."""
     lines = ["id\trevision\tmodel\tpath\thas_dot"]
