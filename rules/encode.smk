@@ -32,9 +32,7 @@ rule encode_corpus:
 rule encode_queries:
     input:
         stage=ancient(lambda wc: staged(of_model(wc))),
-        texts=ancient(
-            lambda wc: prepared(of_dataset(wc), f"{wc.split}/queries.parquet")
-        ),
+        dataset=ancient(lambda wc: prepared(of_dataset(wc))),
         spec=ancient(lambda wc: encode_spec(wc, "query")),
     output:
         f"{EMBEDDINGS}/{{split}}-queries.npy",
@@ -42,6 +40,7 @@ rule encode_queries:
     params:
         script=SCRIPTS,
         staged=lambda wildcards, input: str(Path(input.stage).parent),
+        texts=lambda wc: prepared(of_dataset(wc), f"{wc.split}/queries.parquet"),
         gpu_slot=GPU_SLOT,
     log:
         "logs/encode_queries/{dataset}/{model}-{key}/{split}.log",
@@ -52,5 +51,5 @@ rule encode_queries:
         mem_mb=lambda wildcards, attempt: 12000 * attempt,
     shell:
         "{params.gpu_slot} {resources.gpu} -- {PYTHON} {params.script}/encode.py"
-        " --staged {params.staged:q} --texts {input.texts:q} --spec {input.spec:q}"
+        " --staged {params.staged:q} --texts {params.texts:q} --spec {input.spec:q}"
         " --role query --shard 0 --shards 1 --output {output[0]:q} 2>&1 | tee {log:q}"

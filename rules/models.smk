@@ -24,7 +24,7 @@ rule download_model:
     params:
         script=SCRIPTS,
         folder=SNAPSHOT,
-        cache=f"{STORE}/models/partial",
+        cache=f"{STORE}/models/.cache",
     log:
         "logs/download_model/{model}-{key}.log",
     resources:

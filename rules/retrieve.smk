@@ -34,14 +34,12 @@ rule merge_hits:
     input:
         hits=lambda wc: hits(of_model(wc), of_dataset(wc), wc.split),
         corpus=ancient(lambda wc: prepared(of_dataset(wc), "corpus.parquet")),
-        queries=ancient(
-            lambda wc: prepared(of_dataset(wc), f"{wc.split}/queries.parquet")
-        ),
     output:
         f"{RESULTS}/runs/{{dataset}}/{{split}}/{{model}}.trec",
     params:
         script=SCRIPTS,
         top_k=EXPERIMENT.top_k,
+        queries=lambda wc: prepared(of_dataset(wc), f"{wc.split}/queries.parquet"),
     log:
         f"logs/merge_hits/{EXPERIMENT.name}/{{dataset}}/{{split}}/{{model}}.log",
     resources:
@@ -49,5 +47,5 @@ rule merge_hits:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
     shell:
         "{PYTHON} {params.script}/merge_hits.py --hits {input.hits:q}"
-        " --corpus {input.corpus:q} --queries {input.queries:q} --top-k {params.top_k}"
+        " --corpus {input.corpus:q} --queries {params.queries:q} --top-k {params.top_k}"
         " --tag {wildcards.model} --output {output:q} 2>&1 | tee {log:q}"

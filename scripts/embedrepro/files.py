@@ -20,17 +20,23 @@ TEMPORARY = ".tmp-"  # every unfinished file's or folder's name starts with this
 def atomic(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path (nothing there yet) beside `path`; rename it to `path` on success.
 
-    Works for a file and for a folder that does not exist yet. On an error nothing is left behind.
+    Works for files and for folders; a folder that is there already is replaced whole. On an error
+    nothing is left behind.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(4)}-{path.name[:100]}"
+    temporary, replaced = (
+        path.parent / f"{TEMPORARY}{secrets.token_hex(4)}-{path.name[:100]}" for _ in range(2)
+    )
     try:
         yield temporary
         if temporary.is_file():
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
+        elif path.is_dir():
+            os.replace(path, replaced)
         os.replace(temporary, path)
+        remove(replaced)
     except BaseException:
         remove(temporary)
         raise

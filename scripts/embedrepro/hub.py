@@ -48,7 +48,7 @@ def download_model(spec: dict[str, Any], output: Path, cache: Path | None = None
     check_id(spec["id"])
     scratch = cache / "partial" / output.name
     with alone(scratch):
-        if output.exists():
+        if (output / MANIFEST).exists():
             raise UserError(f"{output}: exists already; delete it to fetch it again")
         answered, folder, hashes = first_that_answers(spec, scratch, cache)
         where = describe(answered)

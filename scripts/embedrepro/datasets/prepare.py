@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import UserError, printable
-from ..files import atomic, remove, sha256, write_json
+from ..files import atomic, sha256, write_json
 from ..shards import passage
 from .folder import Beir, FlagEmbedding
 from .records import Flaws, Judgement, Source
@@ -67,7 +67,6 @@ def prepare(spec: dict[str, Any], output: Path | str) -> dict[str, Any]:
         facts = spec | {"key": output.name.rpartition("-")[2], "documents": documents}
         facts |= {"splits": splits, "flaws": flaws.counts, "files": file_facts(folder)}
         write_json(folder / "dataset.json", facts)
-        remove(output)
     return facts
 
 
@@ -146,8 +145,8 @@ def check_docs(source: Source, split: str, judged: Judged, missing: set[str], fl
     lost = [j for j in judged.values() if j.doc in missing]
     if source.tolerant and len(lost) > MOST_MISSING * len(judged):
         raise UserError(
-            f"{source.where('qrels', split, lost[0].line)}: {len(lost):,} of {len(judged):,} judged "
-            f"passages ({lost[0].doc}, say) are not in the corpus; these judgements are for another"
+            f"{source.where('qrels', split, lost[0].line)}: {len(lost):,} of {len(judged):,} "
+            f"judged passages ({lost[0].doc}, say) are not in the corpus; it must be another one"
         )
     for judgement in lost:
         message = f"passage {judgement.doc} is not in the corpus"
