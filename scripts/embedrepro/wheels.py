@@ -52,7 +52,7 @@ def download_wheels(pins: list[str], folder: Path) -> list[Path]:
         raise UserError(f"{sys.executable} has no pip; run `{sys.executable} -m ensurepip`")
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--no-input", "--disable-pip-version-check", "--quiet", "--dest", str(folder)]
+    command += ["--no-input", "--disable-pip-version-check", "--quiet", "--dest", "."]
     done = subprocess.run(
         command + pins, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
