@@ -1,7 +1,7 @@
 """A made-up experiment of any size, in the files that `make_report.py` reads.
 
 The numbers are drawn from a fixed seed and mean nothing; their shapes, names and paths are those
-of a real run. By hand: `python tests/unit/made_results.py FOLDER 20 20`.
+of a real run. By hand: `PYTHONPATH=scripts python tests/unit/made_results.py FOLDER 20 20`.
 """
 
 import json
@@ -12,9 +12,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from embedrepro.significance import compare_models
 
 METRICS = ["nDCG@10", "RR@10", "R@100"]
-WORDS = ["river", "stone", "amber", "lattice", "signal", "harbor", "violet", "engine", "meadow", "copper", "orbit", "canyon", "letter", "market", "silent", "window", "garden", "winter", "tunnel", "bridge", "candle", "forest", "planet", "ocean", "thread", "marble", "falcon", "pepper", "velvet", "summit", "anchor", "breeze", "cobalt", "desert", "ember", "fossil", "glacier", "hollow", "island"]
+TEXT = """river stone amber lattice signal harbor violet engine meadow copper orbit canyon letter
+market silent window garden winter tunnel bridge candle forest planet ocean thread marble falcon
+pepper velvet summit anchor breeze cobalt desert ember fossil glacier hollow island"""
+WORDS = TEXT.split()
+LISTS = ("scores", "per_query", "runs", "stages", "embeddings", "datasets")
 
 
 @dataclass
@@ -36,7 +41,7 @@ class Made:
 def make(made: Made) -> list[str]:
     """Write everything under `made.folder`; return the arguments for `make_report.py`."""
     rng = np.random.default_rng(7)
-    inputs = {name: [] for name in ["scores", "per_query", "runs", "stages", "embeddings", "datasets"]}
+    inputs = {name: [] for name in LISTS}
     models = [model(made, number) for number in range(made.models)]
     datasets = [dataset(made, number, rng, inputs) for number in range(made.datasets)]
     for number, entry in enumerate(models):
@@ -45,7 +50,8 @@ def make(made: Made) -> list[str]:
             if (number, position) not in made.missing:
                 result(made, entry, data, number, rng, inputs)
     inputs["verdicts"] = verdicts(made, models, datasets, inputs)
-    inputs["comparisons"] = None
+    inputs["comparisons"] = str(made.folder / "results/made-up/comparisons.json")
+    compare_models(inputs["per_query"], inputs["comparisons"])
     inputs["parity"] = None
     spec = {
         "experiment": "made-up",
@@ -171,7 +177,9 @@ def result(made: Made, entry: dict, data: dict, number: int, rng, inputs: dict) 
     base = made.folder / "results/made-up"
     place = f"{data['slug']}/{data['split']}/{entry['model']}"
     skill = 0.35 + 0.5 * number / max(1, made.models)
-    values = np.clip(rng.normal(skill, 0.25, (made.queries, len(METRICS))), 0, 1).round(4)
+    ease = np.random.default_rng(len(data["slug"])).normal(0, 0.25, (made.queries, 1))
+    noise = rng.normal(0, 0.12, (made.queries, len(METRICS)))
+    values = np.clip(skill + ease + noise, 0, 1).round(4)
     names = [f"q{i}" for i in range(made.queries)]
     lines = ["query_id\tmetric\tvalue"]
     for column, metric in enumerate(METRICS):
@@ -194,8 +202,8 @@ def result(made: Made, entry: dict, data: dict, number: int, rng, inputs: dict) 
     }
     inputs["scores"].append(write(base / "scores" / f"{place}.json", scores))
     run = []
-    for query in names:
-        found = rng.choice(made.documents, made.hits, replace=False)
+    for number, query in enumerate(names):
+        found = (7 * number + rng.choice(12, made.hits, replace=False)) % made.documents
         run += [
             f"{query} Q0 d{doc} {rank} {1 - rank / 100:.9g} {entry['model']}"
             for rank, doc in enumerate(found, 1)

@@ -68,7 +68,7 @@ class Report:
     metrics: list[str]
     scores: dict[Key, dict[str, Any]]
     verdicts: list[dict[str, str]]
-    comparisons: Any
+    comparisons: list[dict[str, Any]]
     stages: dict[str, dict[str, Any]]
     embeddings: list[dict[str, Any]]
     datasets: dict[str, dict[str, Any]]
@@ -123,6 +123,14 @@ class Report:
         """Models by average, best first; those without one come last, in their own order."""
         averages = {model.slug: self.average(model.slug, metric) for model in self.models}
         return sorted(self.models, key=lambda m: -(averages[m.slug] or (-1.0,))[0])
+
+    def comparison(self, column: Column, metric: str) -> dict[str, Any] | None:
+        """The entry of `comparisons.json` about one column and measure, if models were tested."""
+        wanted = column.slug, column.split, plain(metric)
+        for entry in self.comparisons:
+            if (entry["dataset"], entry["split"], plain(entry["metric"])) == wanted:
+                return entry
+        return None
 
     def cell_verdicts(self, key: Key) -> list[dict[str, str]]:
         """The rows of `verdicts.tsv` about one cell.

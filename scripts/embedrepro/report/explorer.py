@@ -2,10 +2,13 @@
 
 For each dataset the page gets a set of queries that holds, for every pair of models, the `rounds`
 queries on which one beats the other by most, and as many the other way. Queries and documents are
-stored once, however many pairs show them.
+stored once, however many pairs show them, and each dataset is compressed by itself, so that the
+page opens fast and unpacks what the reader asks for.
 """
 
-from collections.abc import Iterator
+import base64
+import gzip
+import json
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,15 +18,19 @@ import numpy as np
 from .collect import Column, Report, read_tsv
 from .text import one_line
 
-ROUNDS = 20  # at most so many wins and as many losses for each pair
 HITS = 3  # documents shown for each model and query
-EXCERPTS = (480, 280, 140)  # UTF-8 bytes of a document, the longest that fits is taken
-GOOD_ROUNDS = 5  # shorten excerpts rather than show fewer than this
+# (wins and losses of each pair, UTF-8 bytes of each document); the first that fits is taken
+PLANS = ((20, 480), (20, 280), (10, 280), (5, 280), (5, 140), (2, 140), (1, 140), (1, 0))
+ROUNDS = PLANS[0][0]
 BUDGET = 1_500_000  # bytes of the page for all datasets together
 
 
 class Differences(NamedTuple):
-    """Per-query values of the main metric: `values` float64 [models, queries]; top hits' ids."""
+    """What the choice is made from, for one dataset.
+
+    models: positions in the report; queries: ids; values: float64 (models, queries) of the main
+    metric; hits: for each model, query id → ids of its first documents.
+    """
 
     models: list[int]
     queries: list[str]
@@ -31,22 +38,38 @@ class Differences(NamedTuple):
     hits: list[dict[str, list[str]]]
 
 
-def explore(report: Report) -> list[dict[str, Any] | None]:
-    """For each column what the page's explorer needs, or None with fewer than two models."""
+class Texts(NamedTuple):
+    """Texts of queries and documents by id, and query id → document id → relevance."""
+
+    queries: dict[str, str]
+    documents: dict[str, str]
+    grades: dict[str, dict[str, int]]
+
+
+def explore(report: Report) -> list[str | None]:
+    """For each column its data as base64 of gzip of JSON, or None with fewer than two models."""
     budget = BUDGET // max(1, len(report.columns))
     return [explore_column(report, column, budget) for column in report.columns]
 
 
-def explore_column(report: Report, column: Column, budget: int) -> dict[str, Any] | None:
+def explore_column(report: Report, column: Column, budget: int) -> str | None:
     found = read_differences(report, column)
     if len(found.models) < 2 or column.slug not in report.dataset_folders:
         return None
-    for excerpt in EXCERPTS:
-        chosen, rounds = choose(found, excerpt, budget)
-        if rounds >= GOOD_ROUNDS:
+    orders = largest_differences(found.values)
+    texts = read_texts(found, chosen(orders, ROUNDS), report.dataset_folders[column.slug], column)
+    holm = adjusted_p(report, column, found.models)
+    for rounds, excerpt in PLANS:
+        entry = packed(found, texts, chosen(orders, rounds), excerpt)
+        data = compress(entry | {"rounds": rounds, "holm": holm})
+        if len(data) <= budget:
             break
-    folder = report.dataset_folders[column.slug]
-    return packed(found, chosen, rounds, folder, column.split, excerpt)
+    return data
+
+
+def compress(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def read_differences(report: Report, column: Column) -> Differences:
@@ -72,18 +95,12 @@ def top_hits(run: Path) -> dict[str, list[str]]:
     import pyarrow.compute as pc
     from pyarrow import csv
 
-    names = ["query", "q0", "document", "rank", "score", "tag"]
     types = {"query": pa.string(), "document": pa.string(), "rank": pa.int32()}
     reader = csv.open_csv(
         run,
-        csv.ReadOptions(column_names=names),
+        csv.ReadOptions(column_names=["query", "q0", "document", "rank", "score", "tag"]),
         csv.ParseOptions(delimiter=" ", quote_char=False),
-        csv.ConvertOptions(
-            column_types=types,
-            include_columns=list(types),
-            null_values=[],
-            strings_can_be_null=False,
-        ),
+        csv.ConvertOptions(column_types=types, include_columns=list(types)),
     )
     hits: dict[str, list[str]] = {}
     for batch in reader:
@@ -94,24 +111,8 @@ def top_hits(run: Path) -> dict[str, list[str]]:
     return hits
 
 
-def choose(found: Differences, excerpt: int, budget: int) -> tuple[list[int], int]:
-    """Columns of `found.values` to carry, and how many whole rounds of wins they hold.
-
-    The first round is taken whatever it weighs.
-    """
-    chosen: dict[int, None] = {}
-    size = 0
-    for rounds, picks in enumerate(rounds_of_picks(found.values)):
-        fresh = [query for query in dict.fromkeys(picks) if query not in chosen]
-        size += sum(weight(found, query, excerpt) for query in fresh)
-        if rounds and size > budget:
-            return list(chosen), rounds
-        chosen.update(dict.fromkeys(fresh))
-    return list(chosen), ROUNDS
-
-
-def rounds_of_picks(values: np.ndarray) -> Iterator[list[int]]:
-    """Round r yields, for every ordered pair, the query with the r-th largest difference.
+def largest_differences(values: np.ndarray) -> list[np.ndarray]:
+    """For each ordered pair of models the `ROUNDS` queries that the first wins by most.
 
     Among equal differences the queries that all models disagree on most come first, for then many
     pairs share them.
@@ -122,42 +123,36 @@ def rounds_of_picks(values: np.ndarray) -> Iterator[list[int]]:
         for difference in (values[a] - values[b], values[b] - values[a]):
             order = shared[np.argsort(-difference[shared], kind="stable")[:ROUNDS]]
             orders.append(order[difference[order] > 0])
-    for index in range(ROUNDS):
-        yield [int(order[index]) for order in orders if index < len(order)]
+    return orders
 
 
-def weight(found: Differences, query: int, excerpt: int) -> int:
-    """About how many bytes a query takes in the page."""
-    name = found.queries[query]
-    documents = {document for hits in found.hits for document in hits.get(name, [])}
-    return 120 + len(documents) * (excerpt + 16) + 20 * len(found.models)
+def chosen(orders: list[np.ndarray], rounds: int) -> list[int]:
+    """The queries that stand among the first `rounds` of any pair."""
+    return sorted({int(query) for order in orders for query in order[:rounds]})
 
 
-def packed(
-    found: Differences, chosen: list[int], rounds: int, folder: Path, split: str, excerpt: int
-) -> dict[str, Any]:
-    """The page's form: texts once, models' values in 1/10000, hits as positions (see page.js)."""
-    import pyarrow.parquet as pq
-
+def packed(found: Differences, texts: Texts, chosen: list[int], excerpt: int) -> dict[str, Any]:
+    """The page's form: texts once, values in 1/10000, hits as positions (read by page.js)."""
     names = [found.queries[query] for query in chosen]
     ids = list(
-        dict.fromkeys(d for hits in found.hits for name in names for d in hits.get(name, []))
+        dict.fromkeys(d for name in names for hits in found.hits for d in hits.get(name, []))
     )
     place = {document: position for position, document in enumerate(ids)}
-    texts = read_texts(folder / "corpus.parquet", set(ids))
-    queries = pq.read_table(folder / split / "queries.parquet", columns=["id", "text"])
-    asked = dict(zip(queries["id"].to_pylist(), queries["text"].to_pylist(), strict=True))
     better = found.values[:, None, :] > found.values[None, :, :]
     return {
-        "rounds": rounds,
         "total": len(found.queries),
         "models": found.models,
         "wins": better.sum(axis=2).tolist(),
-        "queries": [[one_line(name), one_line(asked.get(name, ""), 400)] for name in names],
-        "documents": [[one_line(d), cut(one_line(texts.get(d, "")), excerpt)] for d in ids],
+        "queries": [[one_line(name), one_line(texts.queries.get(name, ""), 400)] for name in names],
+        "documents": [
+            [one_line(d), cut(one_line(texts.documents.get(d, "")), excerpt)] for d in ids
+        ],
         "values": np.rint(found.values[:, chosen] * 10_000).astype(int).tolist(),
         "hits": [[[place[d] for d in hits.get(name, [])] for name in names] for hits in found.hits],
-        "grades": read_grades(folder / split / "qrels.parquet", names, place),
+        "grades": [
+            {place[d]: grade for d, grade in texts.grades.get(name, {}).items() if d in place}
+            for name in names
+        ],
     }
 
 
@@ -169,7 +164,34 @@ def cut(text: str, limit: int) -> str:
     return data[:limit].decode(errors="ignore").rstrip() + "…"
 
 
-def read_texts(corpus: Path, ids: set[str]) -> dict[str, str]:
+def adjusted_p(report: Report, column: Column, models: list[int]) -> list[list[float | None]]:
+    """Holm-adjusted p-value of each pair of models on the main metric; None: not tested."""
+    names = [report.models[index].slug for index in models]
+    entry = report.comparison(column, report.main_metric) or {"pairs": []}
+    found = {frozenset((pair["a"], pair["b"])): pair["p_holm"] for pair in entry["pairs"]}
+    return [[rounded(found.get(frozenset((one, other)))) for other in names] for one in names]
+
+
+def rounded(p: float | None) -> float | None:
+    return None if p is None else float(f"{p:.3g}")
+
+
+def read_texts(found: Differences, chosen: list[int], folder: Path, column: Column) -> Texts:
+    """Texts and judgements that the chosen queries need."""
+    import pyarrow.parquet as pq
+
+    names = [found.queries[query] for query in chosen]
+    ids = {document for name in names for hits in found.hits for document in hits.get(name, [])}
+    split = folder / column.split
+    queries = pq.read_table(split / "queries.parquet", columns=["id", "text"])
+    return Texts(
+        queries=dict(zip(queries["id"].to_pylist(), queries["text"].to_pylist(), strict=True)),
+        documents=read_documents(folder / "corpus.parquet", ids),
+        grades=read_grades(split / "qrels.parquet", names),
+    )
+
+
+def read_documents(corpus: Path, ids: set[str]) -> dict[str, str]:
     """Id → title and text of the wanted documents, one row group in memory at a time."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -183,27 +205,21 @@ def read_texts(corpus: Path, ids: set[str]) -> dict[str, str]:
             mask = pc.is_in(names, value_set=wanted.cast(names.type))
             if not pc.any(mask).as_py():
                 continue
-            for row in file.read_row_group(group).filter(mask).to_pylist():
-                title, text = row["title"] or "", row["text"] or ""
-                texts[row["id"]] = f"{title} — {text}" if title and text else title or text
+            rows = file.read_row_group(group, columns=["id", "title", "text"]).filter(mask)
+            for row in rows.to_pylist():
+                texts[row["id"]] = " — ".join(filter(None, (row["title"], row["text"])))
     return texts
 
 
-def read_grades(qrels: Path, names: list[str], place: dict[str, int]) -> list[dict[int, int]]:
-    """For each query the relevance of those shown documents that were judged."""
+def read_grades(qrels: Path, names: list[str]) -> dict[str, dict[str, int]]:
+    """Query id → document id → relevance, of the named queries."""
+    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     table = pq.read_table(qrels, columns=["query_id", "doc_id", "relevance"])
-    table = table.filter(pc.is_in(table["query_id"], value_set=_strings(names, table)))
-    grades: dict[str, dict[int, int]] = {name: {} for name in names}
-    for row in table.to_pylist():
-        if row["doc_id"] in place:
-            grades[row["query_id"]][place[row["doc_id"]]] = row["relevance"]
-    return [grades[name] for name in names]
-
-
-def _strings(names: list[str], table):
-    import pyarrow as pa
-
-    return pa.array(names, table["query_id"].type)
+    wanted = pa.array(names, table["query_id"].type)
+    grades: dict[str, dict[str, int]] = {}
+    for row in table.filter(pc.is_in(table["query_id"], value_set=wanted)).to_pylist():
+        grades.setdefault(row["query_id"], {})[row["doc_id"]] = row["relevance"]
+    return grades

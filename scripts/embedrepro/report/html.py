@@ -10,13 +10,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from .charts import charts
-from .collect import Column, Model, Report
-from .cost import costs, dataset_costs
+from .collect import Column, Key, Model, Report
+from .cost import Cost, costs, dataset_costs
 from .explorer import explore
 from .markdown import SIGNS, headline
 from .text import number, one_line, quantity, source_label, web_address
 
 PAGE = Path(__file__).parent / "page"
+EARLY = 'document.documentElement.classList.add("scripted");'  # before anything is laid out
 
 
 def html(report: Report) -> str:
@@ -34,8 +35,8 @@ def html(report: Report) -> str:
         "one_line": one_line,
         "link": web_address,
         "source_label": source_label,
+        "csp_hash": csp_hash,
     }
-    script = (PAGE / "page.js").read_text(encoding="utf-8")
     return environment.get_template("page.html.j2").render(
         report=report,
         spec=report.spec,
@@ -46,10 +47,9 @@ def html(report: Report) -> str:
         verdicts=verdict_rows(report),
         charts=charts(report),
         costs=costs(report),
-        dataset_costs=dataset_costs(report),
         style=Markup((PAGE / "style.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=csp_hash(script),
+        early=Markup(EARLY),
+        script=Markup((PAGE / "page.js").read_text(encoding="utf-8")),
         data=script_json(page_data(report)),
     )
 
@@ -87,12 +87,15 @@ def board(report: Report, metric: str) -> dict[str, Any]:
 
 
 def cell(report: Report, column: Column, model: Model, metric: str, best: dict) -> dict[str, Any]:
+    """One number with what is shown beside it: significance letters, verdict, whether it leads."""
     key = column.key(model.slug)
     score = report.score(key, metric)
     name = report.metric_name(key, metric)
     found = {row["verdict"] for row in report.cell_verdicts(key) if row["metric"] == name}
+    tested = report.comparison(column, metric)
     return {
         "score": score,
+        "letters": tested["letters"].get(model.slug, "") if tested else "",
         "best": score is not None and score.value == best[column],
         "verdict": next((verdict for verdict in WORST_FIRST if verdict in found), None),
     }
@@ -102,17 +105,20 @@ WORST_FIRST = ("lower", "higher", "reproduced", "not comparable")
 
 
 def verdict_rows(report: Report) -> list[dict[str, Any]]:
-    """The rows of `verdicts.tsv`, each with its cell's position where it has one."""
+    """The rows of `verdicts.tsv`, the worst first, each with its cell's position if it has one."""
     places = {}
     for m, model in enumerate(report.models):
         for c, column in enumerate(report.columns):
             for row in report.cell_verdicts(column.key(model.slug)):
                 places[id(row)] = f"{m},{c}"
-    return [row | {"cell": places.get(id(row), "")} for row in report.verdicts]
+    rows = [row | {"cell": places.get(id(row), "")} for row in report.verdicts]
+    order = {verdict: rank for rank, verdict in enumerate(WORST_FIRST)}
+    return sorted(rows, key=lambda row: order.get(row["verdict"], len(order)))
 
 
 def page_data(report: Report) -> dict[str, Any]:
     """What page.js shows on demand: the cells' details and the per-query explorer."""
+    spent = {(cost.model.slug, cost.dataset): cost for cost in dataset_costs(report)}
     return {
         "command": one_line(report.spec["command"]),
         "metric": report.main_metric,
@@ -120,14 +126,15 @@ def page_data(report: Report) -> dict[str, Any]:
         "columns": [one_line(column.label) for column in report.columns],
         "ranked": [report.models.index(model) for model in report.ranked(report.main_metric)],
         "cells": [
-            [cell_data(report, column.key(model.slug)) for column in report.columns]
+            [cell_data(report, column.key(model.slug), spent) for column in report.columns]
             for model in report.models
         ],
         "explorer": explore(report),
     }
 
 
-def cell_data(report: Report, key) -> dict[str, Any] | None:
+def cell_data(report: Report, key: Key, spent: dict) -> dict[str, Any] | None:
+    """What the page tells about one number; `spent` is the encoding's cost by model and dataset."""
     scores = report.scores.get(key)
     if scores is None:
         return None
@@ -142,8 +149,16 @@ def cell_data(report: Report, key) -> dict[str, Any] | None:
         "queries": scores["queries"],
         "default": scores["default_protocol"],
         "protocols": rounded,
+        "cost": cost_data(spent.get((key.model, key.dataset))),
         "target": report.target(key) if key in report.runs else None,
     }
+
+
+def cost_data(cost: Cost | None) -> list[Any] | None:
+    if cost is None or not cost.seconds:
+        return None
+    seconds = float(f"{cost.seconds:.4g}")
+    return [cost.docs, cost.tokens, seconds, cost.peak_memory_mb, one_line(cost.device)]
 
 
 FIELDS = ("value", "ci_low", "ci_high")

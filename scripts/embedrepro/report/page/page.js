@@ -8,7 +8,6 @@ const make = (tag, text, className) => {
   if (className) node.className = className;
   return node;
 };
-document.documentElement.classList.add("scripted");
 
 function theme() {
   const button = byId("theme");
@@ -116,6 +115,12 @@ function openCell(model, column) {
   body.replaceChildren(make("p", `Means over ${cell.queries} judged queries, as each protocol scores the same run.`, "note"));
   body.append(protocolTable(cell));
   if (data.models[model][1]) body.append(make("p", `Revision ${data.models[model][1]}`, "muted"));
+  if (cell.cost) {
+    const [docs, tokens, seconds, peak, device] = cell.cost;
+    body.append(make("h3", "Cost of encoding"), make("p",
+      `${docs.toLocaleString("en")} texts, ${tokens.toLocaleString("en")} tokens in ${seconds.toLocaleString("en")} s on ${device}: `
+      + `${Math.round(docs / seconds).toLocaleString("en")} texts/s` + (peak === null ? "." : `, at most ${Math.round(peak).toLocaleString("en")} MB.`)));
+  }
   const rows = document.querySelectorAll(`#verdict-table tr[data-cell="${model},${column}"]`);
   if (rows.length) {
     body.append(make("h3", "Published"), verdictTable(rows));
@@ -182,10 +187,11 @@ function explorer() {
     byId("explorer").replaceChildren(make("p", "Two models on one dataset are needed to compare queries."));
     return;
   }
+  let entry;
   const [column, a, b] = ["x-column", "x-a", "x-b"].map(byId);
   column.append(...columns.map(([, index]) => new Option(data.columns[index], index)));
   const fill = () => {
-    const { models } = data.explorer[column.value];
+    const { models } = entry;
     const keep = [a.value, b.value];
     const ranked = data.ranked.filter((m) => models.includes(m));
     const kept = keep.every((m) => m !== "" && models.includes(Number(m)));
@@ -194,12 +200,25 @@ function explorer() {
       select.value = kept ? keep[i] : ranked[i]; // at first the two best
     });
   };
-  const show = () => compare(data.explorer[column.value], Number(a.value), Number(b.value));
-  column.addEventListener("change", () => { fill(); show(); });
+  const show = () => compare(entry, Number(a.value), Number(b.value));
+  const open = async () => {
+    const wanted = column.value, unpacked = await unpack(Number(wanted));
+    if (column.value !== wanted) return; // another dataset was chosen meanwhile
+    entry = unpacked;
+    fill();
+    show();
+  };
+  column.addEventListener("change", open);
   [a, b].forEach((select) => select.addEventListener("change", show));
   byId("x-swap").addEventListener("click", () => { [a.value, b.value] = [b.value, a.value]; show(); });
-  fill();
-  show();
+  open();
+}
+
+// A dataset's part of the explorer: base64 of gzip of JSON.
+async function unpack(column) {
+  const bytes = Uint8Array.from(atob(data.explorer[column]), (c) => c.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return JSON.parse(await new Response(stream).text());
 }
 
 function compare(entry, modelA, modelB) {
@@ -209,11 +228,18 @@ function compare(entry, modelA, modelB) {
   const equal = entry.total - wins[0] - wins[1];
   byId("x-summary").textContent = a === b ? "Choose two different models."
     : `${data.metric}: A is better on ${wins[0]} of ${entry.total} queries, B on ${wins[1]}, equal on ${equal}. `
+      + significance(entry.holm[a][b])
       + `Shown: the largest differences, at most ${entry.rounds} each way.`;
   [["a", a, b, nameA], ["b", b, a, nameB]].forEach(([side, better, worse, name]) => {
     byId(`x-title-${side}`).textContent = `${side.toUpperCase()} better: ${name}`;
     byId(`x-list-${side}`).replaceChildren(...largest(entry, better, worse).map((query) => item(entry, query, [a, b], [nameA, nameB])));
   });
+}
+
+function significance(p) {
+  if (p === null) return "";
+  const shown = p < 0.001 ? "p < 0.001" : `p = ${p.toFixed(3)}`;
+  return `The means ${p < 0.05 ? "differ significantly" : "don't differ significantly"} (${shown}, Holm-corrected). `;
 }
 
 function largest(entry, better, worse) {
