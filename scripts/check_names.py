@@ -74,7 +74,7 @@ def breakage(row: Examined) -> str:
 
 def report(rows: list[Examined]) -> None:
     """Print the table; `UserError` if an id is refused."""
-    table = [("id", "staged as", "dot", "what would have broken on several devices")]
+    table = [("id", "staged as", "dot", "what its custom code would have met on several devices")]
     for row in rows:
         cells = (row.staged, "yes" if row.has_dot else "no", breakage(row))
         table.append((printable(row.name), *(("refused", "", "") if row.refused else cells)))

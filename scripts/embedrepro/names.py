@@ -29,7 +29,7 @@ def slug(name: str) -> str:
     safe = re.sub(r"[^A-Za-z0-9_-]", "_", name.replace("/", "__"))
     if len(safe) <= MAX_SLUG:
         return safe
-    tail = hashlib.sha256(name.encode()).hexdigest()[:12]
+    tail = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:12]
     return f"{safe[: MAX_SLUG - 13]}_{tail}"
 
 
