@@ -72,8 +72,8 @@ EXPERIMENT = read_experiment()
 STORE = EXPERIMENT.store
 RESULTS = EXPERIMENT.results
 SPECS = f"{STORE}/specs"
-SNAPSHOT = f"{STORE}/models/hub/{{model}}-{{key}}"
-STAGED = f"{STORE}/models/staged/{{model}}-{{key}}"
+MANIFEST = f"{STORE}/models/hub/{{model}}-{{key}}/manifest.json"
+STAGE = f"{STORE}/models/staged/{{model}}-{{key}}/stage.json"
 DATASET = f"{STORE}/datasets/{{dataset}}-{{key}}"
 EMBEDDINGS = f"{STORE}/embeddings/{{dataset}}/{{model}}-{{key}}"
 HITS = f"{STORE}/hits/{{dataset}}/{{model}}-{{key}}"
@@ -81,7 +81,11 @@ HITS = f"{STORE}/hits/{{dataset}}/{{model}}-{{key}}"
 DEPLOYED = bool(workflow.deployment_settings.deployment_method)
 PYTHON = "python" if DEPLOYED else shlex.quote(sys.executable)
 SCRIPTS = shlex.quote(str(REPOSITORY / "scripts"))
-GPU_SLOT = f"{PYTHON} {SCRIPTS}/gpu_slot.py"
+
+
+def script(name):
+    """The command of one of the scripts."""
+    return f"{PYTHON} {SCRIPTS}/{name}.py"
 
 
 def of_model(wildcards):
@@ -113,7 +117,7 @@ def spec(slug, value, key=None):
 
 
 def manifest(model):
-    return SNAPSHOT.format(model=model.slug, key=model.source_key) + "/manifest.json"
+    return MANIFEST.format(model=model.slug, key=model.source_key)
 
 
 def encode_spec(wildcards, role):
@@ -128,18 +132,21 @@ def score_spec(wildcards):
 
 
 def staged(model):
-    return STAGED.format(model=model.slug, key=model.stage_key) + "/stage.json"
+    return STAGE.format(model=model.slug, key=model.stage_key)
 
 
 def prepared(dataset, file="dataset.json"):
-    return DATASET.format(dataset=dataset.slug, key=dataset.key) + f"/{file}"
+    folder = DATASET.format(dataset=dataset.slug, key=dataset.key)
+    return f"{folder}/{file}"
 
 
 def corpus_shards(model, dataset):
     """The corpus' embeddings, all shards."""
     key = EXPERIMENT.corpus_key(model, dataset)
     folder = EMBEDDINGS.format(dataset=dataset.slug, model=model.slug, key=key)
-    return [f"{folder}/corpus-{i}-of-{dataset.shards}.npy" for i in range(dataset.shards)]
+    return [
+        f"{folder}/corpus-{i}-of-{dataset.shards}.npy" for i in range(dataset.shards)
+    ]
 
 
 def query_embeddings(model, dataset, split):
@@ -152,7 +159,10 @@ def hits(model, dataset, split):
     """The best hits of every shard."""
     key = EXPERIMENT.hits_key(model, dataset)
     folder = HITS.format(dataset=dataset.slug, model=model.slug, key=key)
-    return [f"{folder}/{split}-{i}-of-{dataset.shards}.parquet" for i in range(dataset.shards)]
+    return [
+        f"{folder}/{split}-{i}-of-{dataset.shards}.parquet"
+        for i in range(dataset.shards)
+    ]
 
 
 def rows():
@@ -179,7 +189,9 @@ def runs_of(model_ids, dataset, split):
 
 def embedding_sidecars():
     dense = [row for row in rows() if row[0].kind == "dense"]
-    arrays = [npy for model, dataset, _ in dense for npy in corpus_shards(model, dataset)]
+    arrays = [
+        npy for model, dataset, _ in dense for npy in corpus_shards(model, dataset)
+    ]
     arrays += [query_embeddings(*row) for row in dense]
     return [npy.removesuffix(".npy") + ".json" for npy in dict.fromkeys(arrays)]
 
@@ -207,7 +219,10 @@ def report_files():
 def git(*arguments):
     try:
         answer = subprocess.run(
-            ["git", "-C", REPOSITORY, *arguments], capture_output=True, text=True, check=True
+            ["git", "-C", REPOSITORY, *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None  # a release without its history, or a machine without git
@@ -216,9 +231,12 @@ def git(*arguments):
 
 def command_line():
     """The command that repeats this experiment."""
-    files = [f"--configfile {shlex.quote(str(f))}" for f in workflow.overwrite_configfiles]
+    files = [
+        f"--configfile {shlex.quote(str(f))}" for f in workflow.overwrite_configfiles
+    ]
     overrides = [
-        shlex.quote(f"{k}={json.dumps(v)}") for k, v in workflow.config_settings.config.items()
+        shlex.quote(f"{k}={json.dumps(v)}")
+        for k, v in workflow.config_settings.config.items()
     ]
     given = files + (["--config", *overrides] if overrides else [])
     snakefile = shlex.quote(str(REPOSITORY / "Snakefile"))
@@ -227,7 +245,14 @@ def command_line():
 
 def experiment_facts():
     """What the report says of the experiment itself."""
-    packages = ["snakemake", "torch", "transformers", "FlagEmbedding", "huggingface_hub", "numpy"]
+    packages = [
+        "snakemake",
+        "torch",
+        "transformers",
+        "FlagEmbedding",
+        "huggingface_hub",
+        "numpy",
+    ]
     packages += ["pyarrow", "pytrec-eval-terrier", "ir-measures"]
     return {
         "experiment": EXPERIMENT.name,

@@ -10,14 +10,16 @@ rule prepare_dataset:
     output:
         f"{DATASET}/dataset.json",
         f"{DATASET}/corpus.parquet",
-    params:
-        script=SCRIPTS,
-        folder=DATASET,
     log:
         "logs/prepare_dataset/{dataset}-{key}.log",
+    conda:
+        "../envs/data.yaml"
     resources:
         runtime=lambda wildcards, attempt: 240 * attempt,
         mem_mb=4000,
+    params:
+        script=script("prepare_dataset"),
+        folder=lambda wildcards, output: str(Path(output[0]).parent),
     shell:
-        "{PYTHON} {params.script}/prepare_dataset.py --spec {input.spec:q}"
+        "{params.script} --spec {input.spec:q}"
         " --output {params.folder:q} 2>&1 | tee {log:q}"

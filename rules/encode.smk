@@ -9,24 +9,26 @@ rule encode_corpus:
         texts=ancient(lambda wc: prepared(of_dataset(wc), "corpus.parquet")),
         spec=ancient(lambda wc: encode_spec(wc, "passage")),
     output:
-        f"{EMBEDDINGS}/corpus-{{shard}}-of-{{shards}}.npy",
-        f"{EMBEDDINGS}/corpus-{{shard}}-of-{{shards}}.json",
-    params:
-        script=SCRIPTS,
-        staged=lambda wildcards, input: str(Path(input.stage).parent),
-        gpu_slot=GPU_SLOT,
+        vectors=f"{EMBEDDINGS}/corpus-{{shard}}-of-{{shards}}.npy",
+        sidecar=f"{EMBEDDINGS}/corpus-{{shard}}-of-{{shards}}.json",
     log:
         "logs/encode_corpus/{dataset}/{model}-{key}/{shard}-of-{shards}.log",
+    conda:
+        "../envs/encode.yaml"
     threads: 2
     resources:
         gpu=1,
         runtime=lambda wildcards, attempt: 360 * attempt,
         mem_mb=lambda wildcards, attempt: 12000 * attempt,
+    params:
+        script=script("encode"),
+        staged=lambda wildcards, input: str(Path(input.stage).parent),
+        gpu_slot=script("gpu_slot"),
     shell:
-        "{params.gpu_slot} {resources.gpu} -- {PYTHON} {params.script}/encode.py"
+        "{params.gpu_slot} {resources.gpu} -- {params.script}"
         " --staged {params.staged:q} --texts {input.texts:q} --spec {input.spec:q}"
         " --role passage --shard {wildcards.shard} --shards {wildcards.shards}"
-        " --output {output[0]:q} 2>&1 | tee {log:q}"
+        " --output {output.vectors:q} 2>&1 | tee {log:q}"
 
 
 rule encode_queries:
@@ -35,21 +37,23 @@ rule encode_queries:
         dataset=ancient(lambda wc: prepared(of_dataset(wc))),
         spec=ancient(lambda wc: encode_spec(wc, "query")),
     output:
-        f"{EMBEDDINGS}/{{split}}-queries.npy",
-        f"{EMBEDDINGS}/{{split}}-queries.json",
-    params:
-        script=SCRIPTS,
-        staged=lambda wildcards, input: str(Path(input.stage).parent),
-        texts=lambda wc: prepared(of_dataset(wc), f"{wc.split}/queries.parquet"),
-        gpu_slot=GPU_SLOT,
+        vectors=f"{EMBEDDINGS}/{{split}}-queries.npy",
+        sidecar=f"{EMBEDDINGS}/{{split}}-queries.json",
     log:
         "logs/encode_queries/{dataset}/{model}-{key}/{split}.log",
+    conda:
+        "../envs/encode.yaml"
     threads: 2
     resources:
         gpu=1,
         runtime=lambda wildcards, attempt: 120 * attempt,
         mem_mb=lambda wildcards, attempt: 12000 * attempt,
+    params:
+        script=script("encode"),
+        staged=lambda wildcards, input: str(Path(input.stage).parent),
+        texts=lambda wc: prepared(of_dataset(wc), f"{wc.split}/queries.parquet"),
+        gpu_slot=script("gpu_slot"),
     shell:
-        "{params.gpu_slot} {resources.gpu} -- {PYTHON} {params.script}/encode.py"
+        "{params.gpu_slot} {resources.gpu} -- {params.script}"
         " --staged {params.staged:q} --texts {params.texts:q} --spec {input.spec:q}"
-        " --role query --shard 0 --shards 1 --output {output[0]:q} 2>&1 | tee {log:q}"
+        " --role query --shard 0 --shards 1 --output {output.vectors:q} 2>&1 | tee {log:q}"

@@ -10,16 +10,18 @@ rule score_run:
     output:
         scores=f"{RESULTS}/scores/{{dataset}}/{{split}}/{{model}}.json",
         per_query=f"{RESULTS}/scores/{{dataset}}/{{split}}/{{model}}.per_query.tsv",
-    params:
-        script=SCRIPTS,
-        dataset=lambda wildcards, input: str(Path(input.dataset).parent),
     log:
         f"logs/score_run/{EXPERIMENT.name}/{{dataset}}/{{split}}/{{model}}.log",
+    conda:
+        "../envs/data.yaml"
     resources:
         runtime=30,
         mem_mb=4000,
+    params:
+        script=script("score_run"),
+        dataset=lambda wildcards, input: str(Path(input.dataset).parent),
     shell:
-        "{PYTHON} {params.script}/score_run.py --run {input.run:q}"
+        "{params.script} --run {input.run:q}"
         " --dataset {params.dataset:q} --split {wildcards.split} --spec {input.spec:q}"
         " --output {output.scores:q} --per-query {output.per_query:q} 2>&1 | tee {log:q}"
 
@@ -35,13 +37,15 @@ rule compare_published:
             category="Tables",
             labels={"file": "verdicts"},
         ),
-    params:
-        script=SCRIPTS,
     log:
         f"logs/compare_published/{EXPERIMENT.name}.log",
     localrule: True
+    conda:
+        "../envs/data.yaml"
+    params:
+        script=script("compare_published"),
     shell:
-        "{PYTHON} {params.script}/compare_published.py --scores {input.scores:q}"
+        "{params.script} --scores {input.scores:q}"
         " --published {input.published:q} --output {output:q} 2>&1 | tee {log:q}"
 
 
@@ -50,13 +54,15 @@ rule compare_models:
         [score_file(*row, ".per_query.tsv") for row in rows()],
     output:
         f"{RESULTS}/comparisons.json",
-    params:
-        script=SCRIPTS,
     log:
         f"logs/compare_models/{EXPERIMENT.name}.log",
+    conda:
+        "../envs/data.yaml"
     resources:
         runtime=60,
         mem_mb=4000,
+    params:
+        script=script("compare_models"),
     shell:
-        "{PYTHON} {params.script}/compare_models.py --per-query {input:q}"
+        "{params.script} --per-query {input:q}"
         " --output {output:q} 2>&1 | tee {log:q}"

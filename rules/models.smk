@@ -6,12 +6,16 @@ rule write_spec:
     # What the config says, as a file: its strings reach no shell.
     output:
         f"{SPECS}/{{name}}.json",
+    log:
+        "logs/write_spec/{name}.log",
+    localrule: True
+    conda:
+        "../envs/data.yaml"
     params:
         value=lambda wildcards: packed(VALUES[wildcards.name]),
-        script=SCRIPTS,
-    localrule: True
+        script=script("write_spec"),
     shell:
-        "{PYTHON} {params.script}/write_spec.py {params.value} {output:q}"
+        "{params.script} {params.value} {output:q} 2> {log:q}"
 
 
 rule download_model:
@@ -20,18 +24,20 @@ rule download_model:
             lambda wc: spec(f"source-{wc.model}", of_model(wc).source_spec, wc.key)
         ),
     output:
-        f"{SNAPSHOT}/manifest.json",
-    params:
-        script=SCRIPTS,
-        folder=SNAPSHOT,
-        cache=f"{STORE}/models/.cache",
+        MANIFEST,
     log:
         "logs/download_model/{model}-{key}.log",
+    conda:
+        "../envs/data.yaml"
     resources:
         runtime=lambda wildcards, attempt: 240 * attempt,
         mem_mb=4000,
+    params:
+        script=script("download_model"),
+        folder=lambda wildcards, output: str(Path(output[0]).parent),
+        cache=f"{STORE}/models/.cache",
     shell:
-        "{PYTHON} {params.script}/download_model.py --spec {input.spec:q}"
+        "{params.script} --spec {input.spec:q}"
         " --output {params.folder:q} --cache {params.cache:q} 2>&1 | tee {log:q}"
 
 
@@ -42,18 +48,20 @@ rule stage_model:
         ),
         manifest=ancient(lambda wc: manifest(of_model(wc))),
     output:
-        f"{STAGED}/stage.json",
-    params:
-        script=SCRIPTS,
-        folder=STAGED,
-        snapshot=lambda wildcards, input: str(Path(input.manifest).parent),
-        by_id=f"{STORE}/models",
+        STAGE,
     log:
         "logs/stage_model/{model}-{key}.log",
+    conda:
+        "../envs/encode.yaml"
     resources:
         runtime=lambda wildcards, attempt: 60 * attempt,
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
+    params:
+        script=script("stage_model"),
+        folder=lambda wildcards, output: str(Path(output[0]).parent),
+        snapshot=lambda wildcards, input: str(Path(input.manifest).parent),
+        names=lambda wildcards, output: str(Path(output[0]).parents[2]),
     shell:
-        "{PYTHON} {params.script}/stage_model.py --spec {input.spec:q}"
+        "{params.script} --spec {input.spec:q}"
         " --snapshot {params.snapshot:q} --output {params.folder:q}"
-        " --by-id-root {params.by_id:q} 2>&1 | tee {log:q}"
+        " --by-id-root {params.names:q} 2>&1 | tee {log:q}"

@@ -10,7 +10,9 @@ rule report:
         f"{RESULTS}/verdicts.tsv",
         f"{RESULTS}/comparisons.json",
         inputs=lambda wildcards: spec(f"inputs-{EXPERIMENT.name}", report_inputs()),
-        facts=lambda wildcards: spec(f"experiment-{EXPERIMENT.name}", experiment_facts()),
+        facts=lambda wildcards: spec(
+            f"experiment-{EXPERIMENT.name}", experiment_facts()
+        ),
     output:
         report(
             f"{RESULTS}/report.html",
@@ -33,12 +35,14 @@ rule report:
             labels={"file": "speed"},
         ),
         f"{RESULTS}/provenance.json",
-    params:
-        script=SCRIPTS,
-        folder=RESULTS,
     log:
         f"logs/report/{EXPERIMENT.name}.log",
     localrule: True
+    conda:
+        "../envs/data.yaml"
+    params:
+        script=script("make_report"),
+        folder=lambda wildcards, output: str(Path(output[0]).parent),
     shell:
-        "{PYTHON} {params.script}/make_report.py --spec {input.facts:q}"
+        "{params.script} --spec {input.facts:q}"
         " --inputs {input.inputs:q} --output-dir {params.folder:q} 2>&1 | tee {log:q}"

@@ -13,19 +13,21 @@ rule search_shard:
         ids=ancient(lambda wc: prepared(of_dataset(wc), "corpus.parquet")),
     output:
         f"{HITS}/{{split}}-{{shard}}-of-{{shards}}.parquet",
-    params:
-        script=SCRIPTS,
-        top_k=EXPERIMENT.top_k + 1,  # one more: a protocol may drop the query's own document
-        gpu_slot=GPU_SLOT,
     log:
         "logs/search_shard/{dataset}/{model}-{key}/{split}-{shard}-of-{shards}.log",
+    conda:
+        "../envs/encode.yaml"
     threads: 2
     resources:
         gpu=1,
         runtime=lambda wildcards, attempt: 120 * attempt,
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
+    params:
+        script=script("search_shard"),
+        top_k=EXPERIMENT.top_k + 1,  # one more: a protocol may drop the query's own document
+        gpu_slot=script("gpu_slot"),
     shell:
-        "{params.gpu_slot} {resources.gpu} -- {PYTHON} {params.script}/search_shard.py"
+        "{params.gpu_slot} {resources.gpu} -- {params.script}"
         " --queries {input.queries:q} --corpus {input.shard:q} --ids {input.ids:q}"
         " --top-k {params.top_k} --output {output:q} 2>&1 | tee {log:q}"
 
@@ -36,16 +38,18 @@ rule merge_hits:
         corpus=ancient(lambda wc: prepared(of_dataset(wc), "corpus.parquet")),
     output:
         f"{RESULTS}/runs/{{dataset}}/{{split}}/{{model}}.trec",
-    params:
-        script=SCRIPTS,
-        top_k=EXPERIMENT.top_k,
-        queries=lambda wc: prepared(of_dataset(wc), f"{wc.split}/queries.parquet"),
     log:
         f"logs/merge_hits/{EXPERIMENT.name}/{{dataset}}/{{split}}/{{model}}.log",
+    conda:
+        "../envs/data.yaml"
     resources:
         runtime=lambda wildcards, attempt: 60 * attempt,
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
+    params:
+        script=script("merge_hits"),
+        top_k=EXPERIMENT.top_k,
+        queries=lambda wc: prepared(of_dataset(wc), f"{wc.split}/queries.parquet"),
     shell:
-        "{PYTHON} {params.script}/merge_hits.py --hits {input.hits:q}"
+        "{params.script} --hits {input.hits:q}"
         " --corpus {input.corpus:q} --queries {params.queries:q} --top-k {params.top_k}"
         " --tag {wildcards.model} --output {output:q} 2>&1 | tee {log:q}"

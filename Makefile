@@ -1,0 +1,45 @@
+# make run    the experiment of config.yaml, or of CONFIG=experiments/….yaml, to its report
+# make test   the tests, under ten minutes on two cores      make lint   ruff, snakefmt, lint
+# The environment in .venv is made on first use from the pins in pyproject.toml.
+
+PYTHON ?= python3
+CONFIG ?=
+ARGS ?=
+BIN := .venv/bin
+SNAKEMAKE = $(BIN)/snakemake --profile profiles/local $(if $(CONFIG),--configfile $(CONFIG)) $(ARGS)
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: run plan reproduce reference test test-all test-compat test-cluster lint bench clean-temp
+.DELETE_ON_ERROR:
+
+run: .venv/run.ok
+	$(SNAKEMAKE)
+
+# A stamp is written last: an interrupted installation is taken up again by the next make.
+.venv/run.ok: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; set PYTHON=…" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(INSTALL) --upgrade pip
+	$(INSTALL) --group run
+	@touch $@
+
+.venv/test.ok: .venv/run.ok
+	$(INSTALL) --group test --group lint
+	@touch $@
+
+test: .venv/test.ok
+	$(BIN)/pytest -n 2 -m "not slow"
+
+test-all: .venv/test.ok
+	$(BIN)/pytest -n 2
+
+lint: .venv/test.ok
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/snakemake --lint
+
+# Unfinished files of runs that were killed; never while a run is under way.
+clean-temp:
+	find store results -name '.tmp-*' -prune -exec rm -rf {} + 2>/dev/null || true
+	rm -rf store/models/.cache/partial
