@@ -28,10 +28,10 @@ run: .venv/run.ok
 	@touch $@
 
 test: .venv/test.ok
-	$(BIN)/pytest -n 2 -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: .venv/test.ok
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: .venv/test.ok
 	$(BIN)/ruff check .

@@ -175,9 +175,7 @@ class Experiment:
             merged[dataset.slug] = dataset
         return list(merged.values())
 
-    def _dataset(
-        self, entry: Any, registry: dict[str, Any], expand: Callable[..., Any]
-    ) -> Dataset:
+    def _dataset(self, entry: Any, registry: dict[str, Any], expand: Callable[..., Any]) -> Dataset:
         if isinstance(entry, str):
             known, wanted = expand(entry, registry)
             entry = {"name": known["name"]}
@@ -212,7 +210,9 @@ class Experiment:
             shards=facts.get("shards", 1),
             instruction=facts.get("instruction"),
             ignore_identical_ids=facts.get("ignore_identical_ids", False),
-            thresholds=threshold if isinstance(threshold, dict) else dict.fromkeys(splits, threshold),
+            thresholds=threshold
+            if isinstance(threshold, dict)
+            else dict.fromkeys(splits, threshold),
         )
 
     def _check_rows(self) -> None:
@@ -296,4 +296,3 @@ def _moving(repository: str, revision: str | None) -> str:
     if not revision:
         return f"no revision is known for {printable(repository, 80)}; {wanted}"
     return f"revision '{printable(revision, 60)}' can move; {wanted}"
-

@@ -24,5 +24,7 @@ def role_facts(facts: dict[str, Any], role: str) -> dict[str, Any]:
     """The encode facts that change the vectors of one role (`query` or `passage`)."""
     shared = {name: facts[name] for name in ("dtype", "engine", "dimensions") if name in facts}
     prompt = {name: facts[name] for name in (f"{role}_prompt",) if name in facts}
-    length = {"max_length": facts["max_length"][role]} if role in facts.get("max_length", {}) else {}
+    length = (
+        {"max_length": facts["max_length"][role]} if role in facts.get("max_length", {}) else {}
+    )
     return shared | prompt | length

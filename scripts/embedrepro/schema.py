@@ -63,6 +63,11 @@ def _sentence(error: Any, where: str) -> str:
 
 
 def _types(types: str | list[str]) -> str:
-    names = {"object": "a mapping", "array": "a list", "string": "text", "integer": "a whole number"}
+    names = {
+        "object": "a mapping",
+        "array": "a list",
+        "string": "text",
+        "integer": "a whole number",
+    }
     listed = [types] if isinstance(types, str) else types
     return " or ".join(names.get(t, t) for t in listed)
