@@ -77,7 +77,7 @@ class Beir(Folder):
 
     def qrels(self, split: str) -> Iterator[Judgement]:
         path = self.file("qrels", split)
-        for line, text in lines(path):
+        for row, (line, text) in enumerate(lines(path)):
             where = f"{path}:{line}"
             cells = text.split("\t")
             if len(cells) != 3:
@@ -85,7 +85,7 @@ class Beir(Folder):
                     f"{where}: {len(cells)} tab-separated columns, expected 3: query-id, "
                     "corpus-id, score"
                 )
-            if line == 1 and QRELS_HEADER.fullmatch(cells[0]) and not cells[2].isdigit():
+            if row == 0 and QRELS_HEADER.fullmatch(cells[0]) and not cells[2].isdigit():
                 continue
             query, doc = identifier(cells[0], where, "query-id"), cells[1]
             doc = identifier(doc, where, "corpus-id")

@@ -1,0 +1,104 @@
+"""Shards: where a corpus is cut, and reading a range of its rows."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from embedrepro.errors import UserError
+from embedrepro.shards import bounds, corpus_bounds, passage, read_rows
+from hypothesis import given
+from hypothesis import strategies as st
+
+lengths = st.lists(st.integers(0, 10_000), min_size=1, max_size=200).map(np.array)
+
+
+@given(lengths, st.data())
+def test_bounds_cover_the_corpus_in_balanced_shards(chars, data):
+    shards = data.draw(st.integers(1, len(chars)))
+    cuts = bounds(chars, shards)
+    assert cuts.dtype == np.int64 and len(cuts) == shards + 1
+    assert cuts[0] == 0 and cuts[-1] == len(chars)
+    assert (np.diff(cuts) >= 1).all()
+    sizes = np.add.reduceat(chars, cuts[:-1])
+    assert sizes.max() <= chars.sum() / shards + chars.max()
+    assert (bounds(chars.astype(np.int32), shards) == cuts).all()
+
+
+@given(lengths)
+def test_one_shard_is_all_and_as_many_shards_as_passages_is_each(chars):
+    assert bounds(chars, 1).tolist() == [0, len(chars)]
+    assert bounds(chars, len(chars)).tolist() == list(range(len(chars) + 1))
+
+
+def test_equal_passages_are_cut_evenly():
+    assert bounds(np.full(100, 7), 4).tolist() == [0, 25, 50, 75, 100]
+    assert np.diff(bounds(np.full(10, 3), 3)).tolist() == [3, 4, 3]
+
+
+def test_more_characters_than_int32_holds():
+    chars = np.full(1000, 2**31 - 1, dtype=np.int32)
+    assert bounds(chars, 10).tolist() == list(range(0, 1001, 100))
+
+
+@pytest.mark.parametrize("shards", [0, -1, 4])
+def test_impossible_shard_counts_are_refused(shards):
+    with pytest.raises(UserError, match=f"shards: {shards} for 3 passages"):
+        bounds(np.array([1, 1, 1]), shards)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("shards") / "corpus.parquet"
+    rows = np.arange(1000)
+    table = pa.table({"id": [f"d{i}" for i in rows], "chars": pa.array(rows % 7, pa.int32())})
+    pq.write_table(table, path, row_group_size=64)
+    return path
+
+
+def test_corpus_bounds_are_those_of_its_chars(corpus):
+    assert corpus_bounds(corpus, 9).tolist() == bounds(np.arange(1000) % 7, 9).tolist()
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"), [(0, None), (0, 0), (0, 1), (63, 65), (64, 128), (500, 777), (1000, 1000)]
+)
+@pytest.mark.parametrize("batch", [1, 50, 5000])
+def test_read_rows_gives_the_range_in_order(corpus, start, stop, batch):
+    batches = list(read_rows(corpus, start, stop, columns=["id"], batch=batch))
+    ids = [id_ for b in batches for id_ in b["id"].to_pylist()]
+    assert ids == [f"d{i}" for i in range(1000)][start:stop]
+    assert all(0 < len(b) <= batch for b in batches)
+    assert all(b.schema.names == ["id"] for b in batches)
+
+
+def test_read_rows_leaves_row_groups_outside_the_range_alone(corpus, monkeypatch):
+    read = []
+    original = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        pq.ParquetFile,
+        "read_row_group",
+        lambda self, i, **kw: read.append(i) or original(self, i, **kw),
+    )
+    assert sum(len(b) for b in read_rows(corpus, 130, 192)) == 62
+    assert read == [2]
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 5), (5, 4), (0, 1001)])
+def test_ranges_outside_the_file_are_refused(corpus, start, stop):
+    with pytest.raises(UserError, match="it holds 1000"):
+        list(read_rows(corpus, start, stop))
+
+
+@pytest.mark.parametrize(
+    ("title", "text", "mode", "expected"),
+    [
+        ("Tides", "They turn.", "join", "Tides They turn."),
+        ("Tides", "They turn.", "drop", "They turn."),
+        ("", " They turn. ", "join", "They turn."),
+        ("Tides", "", "join", "Tides"),
+        (" ", "They turn.", "join", "They turn."),
+        ("Tides", "", "drop", ""),
+    ],
+)
+def test_passage_joins_as_mteb_does(title, text, mode, expected):
+    assert passage(title, text, mode) == expected
