@@ -1,4 +1,4 @@
-"""Stage a downloaded model: dot-free name, linked weights, every fact about it stated."""
+"""Stage a downloaded model: dot-free name, linked weights, every fact stated and proven."""
 
 import argparse
 from pathlib import Path
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write; must be new")
     parser.add_argument("--by-id-root", type=Path, help="where by_id/ and names.tsv are kept")
     arguments = parser.parse_args()
-    record = stage(read_json(arguments.spec), arguments.snapshot, arguments.output)
+    record = stage(read_json(arguments.spec), arguments.snapshot, arguments.output, prove=True)
     if arguments.by_id_root:
         register(record, arguments.output, arguments.by_id_root)
 

@@ -59,12 +59,12 @@ class Resolver:
         self.config = json_object(self.snapshot / "config.json")
         self.tokenizer_config = json_object(self.snapshot / "tokenizer_config.json", {})
         self.decisions: list[Decision] = []
-        registry = dict(spec.get("registry") or {})
-        if registry.get("unsupported"):
-            raise UserError(f"{self.id}: not supported: {registry['unsupported']}")
+        self.registry = dict(spec.get("registry") or {})
+        if self.registry.get("unsupported"):
+            raise UserError(f"{self.id}: not supported: {self.registry['unsupported']}")
         self.sources = [
             ("config", "stated by the user", dict(spec.get("facts") or {})),
-            ("registry", registry.get("source", "rules/registry/models.yaml"), registry),
+            ("registry", self.registry.get("source", "rules/registry/models.yaml"), self.registry),
         ]
         for name, _, facts in self.sources:
             check(facts, f"{self.id}, {name}")
@@ -158,7 +158,7 @@ class Resolver:
         if pooling != "last_token":
             reason = f"{pooling} pooling reads no end token; the tokenizer adds what it adds"
             return self.note("end_token", None, "pooling", reason)
-        if token := template_end(self.snapshot / "tokenizer.json"):
+        if token := template_end(json_object(self.snapshot / "tokenizer.json", {})):
             return self.note("end_token", token, "tokenizer.json", "its post-processor appends it")
         token = token_text(self.tokenizer_config.get("eos_token"))
         if self.tokenizer_config.get("add_eos_token") and token:
@@ -180,8 +180,11 @@ class Resolver:
             raise UserError(f"{self.id}: tokenizer_config.json: padding_side {side!r}")
         return self.note("padding_side", side, "tokenizer_config.json", "as shipped")
 
-    def prompts(self) -> tuple[str, str]:
-        """The texts put before a query and a passage; a source that states one states both."""
+    def prompts(self) -> tuple[str | None, str | None]:
+        """The texts put before a query and a passage; a source that states one states both.
+
+        None where nobody does: encoding then asks for it, since a user's prompts come only there.
+        """
         values = {}
         for fact, other in (("query_prompt", "passage_prompt"), ("passage_prompt", "query_prompt")):
             for source, reason, facts in self.sources:
@@ -192,7 +195,8 @@ class Resolver:
                     values[fact] = self.note(fact, "", source, f"it states only the {other}")
                     break
             else:
-                raise self.unknown(fact, 'text put before each one, "" for none')
+                reason = 'state it under the model, "" for none'
+                values[fact] = self.note(fact, None, "nobody", reason)
         self.check_prompt_pooling(values)
         return values["query_prompt"], values["passage_prompt"]
 
@@ -213,6 +217,7 @@ class Resolver:
             source, reason = "tokenizer_config.json", "model_max_length"
             if not isinstance(value, int) or value > UNLIMITED:
                 value, source, reason = limit or 512, where, "the model's own limit"
+            value = min(value, self.registry.get("max_tokens", value))
         lengths = value if isinstance(value, dict) else {"query": value, "passage": value}
         if set(lengths) != {"query", "passage"} and source == "config":
             lengths = self.fill_lengths(lengths)
@@ -227,7 +232,7 @@ class Resolver:
         return others | lengths
 
     def position_limit(self) -> tuple[int | None, str]:
-        positions = self.config.get("max_position_embeddings")
+        positions = self.config.get("max_position_embeddings", self.config.get("n_positions"))
         if not isinstance(positions, int) or positions <= 0:
             return None, "default"
         if self.config.get("model_type") in OFFSET_POSITIONS:
@@ -236,8 +241,8 @@ class Resolver:
         return positions, "config.json"
 
     def check_dimensions(self, dimensions: int | None) -> None:
-        size = self.config.get("hidden_size")
-        if dimensions and isinstance(size, int) and dimensions > size:
+        size = hidden_size(self.config)
+        if dimensions and size and dimensions > size:
             raise UserError(
                 f"{self.id}: dimensions: {dimensions}, but its vectors have only {size}"
             )
@@ -317,18 +322,24 @@ def st_pooling(config: dict[str, Any]) -> dict[str, Any]:
     return facts | {"pooling": Refusal(f"1_Pooling says {name}, which is not supported")}
 
 
-def st_prompts(config: dict[str, Any]) -> dict[str, str]:
-    """As `encode_query` and `encode_document` of sentence-transformers 6.2 choose them."""
+def st_prompts(config: dict[str, Any]) -> dict[str, str | None]:
+    """As `encode_query` and `encode_document` of sentence-transformers 6.2 choose them.
+
+    No query prompt among prompts of other names is no statement: one of them may be meant.
+    """
     prompts = config.get("prompts") or {}
     if not isinstance(prompts, dict):
         raise UserError("config_sentence_transformers.json: prompts is not a table")
-    default = prompts.get(config.get("default_prompt_name") or "") or ""
-    query = prompts.get("query")
-    named = (prompts.get(name) for name in ("document", "passage", "corpus"))
-    passage = next((prompt for prompt in named if prompt is not None), None)
+    prompts = {name: text for name, text in prompts.items() if text is not None}
+    default = prompts.get(config.get("default_prompt_name") or "")
+    passages = [prompts[name] for name in ("document", "passage", "corpus") if name in prompts]
+    if default is None and not any(prompts.values()):
+        default = ""
+    passage = passages[0] if passages else default
+    query = prompts.get("query", default)
     return {
-        "query_prompt": default if query is None else query,
-        "passage_prompt": default if passage is None else passage,
+        "query_prompt": query,
+        "passage_prompt": "" if passage is None and query is not None else passage,
     }
 
 
@@ -359,11 +370,16 @@ def mapping(model_id: str) -> tuple[str, dict[str, Any]] | None:
     return f"model_mapping.py, {name}: {row['class']}", facts
 
 
-def template_end(path: Path) -> str | None:
-    """The special token that `tokenizer.json`'s post-processor puts after a text, if any."""
-    pipeline = json_object(path, {}).get("post_processor") or {}
-    steps = pipeline.get("processors", [pipeline])
-    for step in reversed(steps):
+def hidden_size(config: dict[str, Any]) -> int | None:
+    """Length of a state, under the names that architectures give it in config.json."""
+    values = (config.get(name) for name in ("hidden_size", "n_embd", "d_model", "dim"))
+    return next((value for value in values if isinstance(value, int)), None)
+
+
+def template_end(tokenizer: dict[str, Any]) -> str | None:
+    """The special token that a tokenizer.json's post-processor puts after a text, if any."""
+    pipeline = tokenizer.get("post_processor") or {}
+    for step in reversed(pipeline.get("processors", [pipeline])):
         if step.get("type") == "TemplateProcessing":
             last = step["single"][-1]
             return last["SpecialToken"]["id"] if "SpecialToken" in last else None

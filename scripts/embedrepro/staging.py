@@ -7,6 +7,7 @@ every fact that a library would otherwise choose by itself stated. `stage.json` 
 
 import ast
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -17,10 +18,11 @@ from typing import Any
 
 from .architectures import native_class
 from .errors import UserError, printable
-from .facts import json_object, resolve
+from .facts import hidden_size, json_object, resolve, template_end
 from .files import atomic, sha256, write_json, write_text
+from .keys import RECIPE
+from .preflight import preflight, refuse_failed
 
-RECIPE = 1  # part of every staged folder's key: raise it when the same snapshot is staged otherwise
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -40,12 +42,14 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 HASH = re.compile(r"[0-9a-f]{40}")
 
 
-def stage(spec: dict[str, Any], snapshot: Path, output: Path) -> dict[str, Any]:
+def stage(
+    spec: dict[str, Any], snapshot: Path, output: Path, prove: bool = False
+) -> dict[str, Any]:
     """Write the staged folder `output` of the model `spec` and return what its stage.json says.
 
-    `snapshot` is only read; weights are hard-linked (copied onto another file system). Everything
-    that can be refused without loading the model is refused here, as a UserError, with nothing
-    written.
+    `snapshot` is only read; weights are hard-linked (copied onto another file system). `prove` runs
+    the preflight (some seconds) and refuses a folder that fails it. Whatever is refused is refused
+    with a UserError and nothing written.
     """
     snapshot, output = Path(snapshot), Path(output)
     if "." in output.name:
@@ -59,17 +63,19 @@ def stage(spec: dict[str, Any], snapshot: Path, output: Path) -> dict[str, Any]:
     if not any((snapshot / name).is_file() for name in VOCABULARIES):
         raise UserError(f"{snapshot}: no tokenizer (none of {', '.join(VOCABULARIES)})")
     facts, decisions = resolve(spec, snapshot)
+    if hidden_size(config) is None:
+        raise UserError(f"{snapshot}/config.json: states no hidden_size")
     code, cls = choose_code(spec, snapshot, config, decisions)
     engine = choose_engine(facts, config, bool(code), decisions)
     record = {
         "id": spec["id"],
         "model": spec["model"],
         "revision": spec.get("source", {}).get("revision"),
-        "recipe": RECIPE,
+        "recipe": RECIPE["stage"],
         "architecture": config["model_type"],
         "class": cls,
         "native": not code,
-        "hidden_size": config.get("hidden_size"),
+        "hidden_size": hidden_size(config),
         "trust_remote_code": bool(code),
         "decisions": decisions,
         "preflight": [],
@@ -88,6 +94,10 @@ def stage(spec: dict[str, Any], snapshot: Path, output: Path) -> dict[str, Any]:
         record["files"] = known | describe(folder, skip=known)
         record["code"] = {name: record["files"][name]["sha256"] for name in code}
         write_json(folder / "stage.json", record)
+        if prove:
+            record["preflight"] = preflight(folder)
+            refuse_failed(record["preflight"], printable(spec["id"]))
+            write_json(folder / "stage.json", record)
     return record
 
 
@@ -334,49 +344,76 @@ def staged_config(config: dict[str, Any], facts: dict[str, Any], code: list[str]
 
 
 def write_tokenizer(snapshot: Path, folder: Path, facts: dict[str, Any]) -> None:
-    """The tokenizer's files, the end token in its post-processor, no custom class."""
+    """The tokenizer files, the end token in the post-processor, no custom class."""
     for name in TOKENIZER_FILES:
         if (snapshot / name).is_file():
             copy(snapshot / name, folder / name)
     settings = json_object(snapshot / "tokenizer_config.json", {})
-    if settings.pop("auto_map", None) or "tokenizer_class" not in settings:
+    custom = settings.pop("auto_map", None)
+    # TokenizersBackend is transformers 5's name for what 4 and 5 both load under the older one.
+    if custom or settings.get("tokenizer_class") in (None, "TokenizersBackend"):
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         settings.setdefault("model_input_names", ["input_ids", "attention_mask"])
     settings["padding_side"] = facts["padding_side"]
-    path = folder / "tokenizer.json"
-    if facts["end_token"] is not None:
-        if not path.is_file():
-            raise UserError(f"{snapshot}: no tokenizer.json, in which to state the end token")
-        write_json(path, with_end_token(json_object(path), facts["end_token"], snapshot))
     write_json(folder / "tokenizer_config.json", settings)
+    lowercase = json_object(snapshot / "sentence_bert_config.json", {}).get("do_lower_case")
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        shipped = json_object(path)
+        staged = staged_tokenizer(shipped, facts["end_token"], bool(lowercase), snapshot)
+        if staged != shipped:
+            write_text(path, json.dumps(staged, ensure_ascii=False))
+    elif facts["end_token"] is not None or lowercase or custom:
+        what = (
+            "the custom tokenizer class can't be replaced" if custom else "nothing to state it in"
+        )
+        raise UserError(f"{snapshot}: no tokenizer.json: {what}; save a fast tokenizer there")
+
+
+def staged_tokenizer(
+    tokenizer: dict[str, Any], end_token: str | None, lowercase: bool, snapshot: Path
+) -> dict[str, Any]:
+    """tokenizer.json that appends the end token and doesn't cut or pad by itself."""
+    staged = tokenizer | {"truncation": None, "padding": None}
+    if lowercase:  # sentence-transformers lower-cases the text before tokenizing
+        steps = [{"type": "Lowercase"}, *filter(None, [tokenizer.get("normalizer")])]
+        staged["normalizer"] = {"type": "Sequence", "normalizers": steps}
+    if end_token is not None and template_end(tokenizer) != end_token:
+        staged["post_processor"] = with_end_token(tokenizer, end_token, snapshot)
+    return staged
 
 
 def with_end_token(tokenizer: dict[str, Any], token: str, snapshot: Path) -> dict[str, Any]:
-    """tokenizer.json whose post-processor appends `token`, after whatever it adds already."""
-    known = {row["content"]: row["id"] for row in tokenizer.get("added_tokens") or []}
-    number = known.get(token, (tokenizer.get("model") or {}).get("vocab", {}).get(token))
+    """A post-processor that appends `token`, after whatever the shipped one adds already."""
+    number = token_id(tokenizer, token)
     if number is None:
         raise UserError(f"{snapshot}: end_token {printable(token)} is not in its vocabulary")
-    processor = tokenizer.get("post_processor")
-    steps = processor.get("processors", [processor]) if processor else []
+    shipped = tokenizer.get("post_processor")
+    steps = shipped.get("processors", [shipped]) if shipped else []
     template = next((step for step in steps if step["type"] == "TemplateProcessing"), None)
     if template is None:
-        template = {
-            "type": "TemplateProcessing",
-            "single": [{"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [
-                {"Sequence": {"id": "A", "type_id": 0}},
-                {"Sequence": {"id": "B", "type_id": 1}},
-            ],
-            "special_tokens": {},
-        }
+        first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
+        template = {"type": "TemplateProcessing", "single": [first], "pair": [first, second]}
         steps = [*steps, template]
-    if (template["single"][-1].get("SpecialToken") or {}).get("id") != token:
-        for form, kind in (("single", 0), ("pair", 1)):
-            template[form] = [*template[form], {"SpecialToken": {"id": token, "type_id": kind}}]
-        template["special_tokens"][token] = {"id": token, "ids": [number], "tokens": [token]}
-    chain = {"type": "Sequence", "processors": steps}
-    return tokenizer | {"post_processor": steps[0] if len(steps) == 1 else chain}
+    single, pair = ({"SpecialToken": {"id": token, "type_id": kind}} for kind in (0, 1))
+    known = template.get("special_tokens", {})
+    closing = {
+        "single": [*template["single"], single],
+        "pair": [*template["pair"], pair],
+        "special_tokens": known | {token: {"id": token, "ids": [number], "tokens": [token]}},
+    }
+    steps = [step | closing if step is template else step for step in steps]
+    return steps[0] if len(steps) == 1 else {"type": "Sequence", "processors": steps}
+
+
+def token_id(tokenizer: dict[str, Any], token: str) -> int | None:
+    for row in tokenizer.get("added_tokens") or []:
+        if row["content"] == token:
+            return row["id"]
+    vocabulary = tokenizer["model"]["vocab"]
+    if isinstance(vocabulary, list):  # Unigram: [token, score] in the order of the ids
+        return next((i for i, row in enumerate(vocabulary) if row[0] == token), None)
+    return vocabulary.get(token)
 
 
 def write_sentence_transformers(
@@ -399,13 +436,11 @@ def write_sentence_transformers(
     pooling = facts["pooling"]
     flags = {"mean": "mean_tokens", "cls": "cls_token", "last_token": "lasttoken"}
     modes = {f"pooling_mode_{flag}": name == pooling for name, flag in flags.items()}
-    size = {"word_embedding_dimension": config.get("hidden_size")}
+    size = {"word_embedding_dimension": hidden_size(config)}
     write_json(folder / "1_Pooling" / "config.json", size | modes)
-    length = max(facts["max_length"].values())
-    write_json(
-        folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False}
-    )
-    prompts = {"query": facts["query_prompt"], "document": facts["passage_prompt"]}
+    length = {"max_seq_length": max(facts["max_length"].values()), "do_lower_case": False}
+    write_json(folder / "sentence_bert_config.json", length)
+    prompts = {"query": facts["query_prompt"] or "", "document": facts["passage_prompt"] or ""}
     similarity = "cosine" if facts["normalize"] else "dot"
     write_json(
         folder / "config_sentence_transformers.json",
