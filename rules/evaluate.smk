@@ -66,3 +66,19 @@ rule compare_models:
     shell:
         "{params.script} --per-query {input:q}"
         " --output {output:q} 2>&1 | tee {log:q}"
+
+
+rule reproduce:
+    # Fails where a published number that can be compared was not reproduced.
+    input:
+        report_files(),
+        verdicts=f"{RESULTS}/verdicts.tsv",
+    log:
+        f"logs/reproduce/{EXPERIMENT.name}.log",
+    localrule: True
+    conda:
+        "../envs/data.yaml"
+    params:
+        script=script("compare_published"),
+    shell:
+        "{params.script} --require {input.verdicts:q} 2>&1 | tee {log:q}"
