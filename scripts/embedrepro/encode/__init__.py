@@ -1,0 +1,58 @@
+"""Text to vectors: two engines behind one interface. Importing this package imports no torch.
+
+    engine = load_engine(staged, {"dtype": "float32"}, "cpu")
+    for part in engine.encode(texts, "passage"):
+        vectors[part.rows] = part.vectors
+
+`Engine.encode(texts, role, instruction=None)` takes any iterable of strings and yields `Part`s as
+they are done, not in the order of the texts: `rows` (n,) int64 are positions in `texts`, `vectors`
+(n, dimension) float32 when computed in float32, else float16. Texts are read as needed: memory does
+not grow with their number. A text's vector doesn't depend on the texts around it.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .facts import Facts, resolve
+
+
+def load_engine(
+    staged: Path | str,
+    settings: dict[str, Any],
+    device: str = "auto",
+    tokens_per_batch: int | None = None,
+) -> Any:
+    """The engine that `stage.json` or `settings` names, with its model on `device`.
+
+    `settings`: overrides of the encode facts (`query_prompt`, `passage_prompt`, `max_length`,
+    `dtype`, `engine`, `dimensions`). `device`: auto, cpu or cuda. `tokens_per_batch`: None lets the
+    engine choose. Raises `UserError` for a setting, folder or device that doesn't fit.
+    """
+    facts = resolve(staged, settings)
+    if facts.trust_remote_code:
+        from ..staging import verify_code
+
+        verify_code(Path(staged))
+    # Nothing here may reach for the network: the staged folder is whole.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if facts.engine == "packed":
+        from .packed import PackedEngine as Engine
+    else:
+        from .flag import FlagEngine as Engine
+    return Engine(facts, pick_device(device), tokens_per_batch)
+
+
+def pick_device(device: str) -> str:
+    """`cuda` or `cpu`; `auto` is CUDA where there is one."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda: torch sees no CUDA device; use --device cpu, or auto")
+    return device
+
+
+__all__ = ["Facts", "load_engine", "pick_device", "resolve"]

@@ -1,0 +1,106 @@
+"""Attention functions that the packed engine registers with transformers.
+
+`VARLEN` attends within each sequence of a flat batch, without padding and without repeating
+key/value heads. `PADDED` is scaled dot product attention with the mask always made: transformers
+leaves the mask out when no row is padded, which runs another kernel and so makes a vector depend on
+its neighbours.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+VARLEN = "embedrepro_varlen"
+PADDED = "embedrepro_padded"
+
+
+@dataclass
+class Layout:
+    """Where the sequences of the batch now running lie: offsets (n + 1,) int32, longest length."""
+
+    offsets: torch.Tensor | None = None
+    longest: int = 0
+
+
+# Read inside the operator below, at run time: compiled layers are free of the batch's layout, so
+# that neither the number of sequences nor the longest of them has to be constant.
+layout = Layout()
+
+
+@torch.library.custom_op("embedrepro::varlen_attention", mutates_args=())
+def varlen_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    left: int,
+    right: int,
+    scale: float,
+) -> torch.Tensor:
+    """Attention within each sequence of `layout`.
+
+    query (tokens, heads, size), key and value (tokens, key heads, size), float16 or bfloat16.
+    `left`, `right`: how far a token sees, -1 without bound; right = 0 is causal.
+    """
+    offsets, longest = layout.offsets, layout.longest
+    return varlen_attn(
+        query,
+        key,
+        value,
+        offsets,
+        offsets,
+        longest,
+        longest,
+        scale=scale,
+        window_size=(left, right),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+@varlen_attention.register_fake
+def _(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    left: int,
+    right: int,
+    scale: float,
+) -> torch.Tensor:
+    return torch.empty_like(query)
+
+
+def varlen_forward(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: query (1, heads, tokens, size) and so on.
+
+    `module.is_causal` is the staged fact. transformers' sliding windows count the token itself.
+    """
+    left = -1 if sliding_window is None else sliding_window - 1
+    right = 0 if module.is_causal else left
+    flat = (tensor.transpose(1, 2).squeeze(0) for tensor in (query, key, value))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    found = torch.ops.embedrepro.varlen_attention(*flat, left, right, scale)
+    return found.unsqueeze(0), None
+
+
+def always_masked(*args: Any, **kwargs: Any) -> torch.Tensor:
+    """transformers' boolean mask, never left out."""
+    kwargs |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    return sdpa_mask(*args, **kwargs)
+
+
+AttentionInterface.register(VARLEN, varlen_forward)  # no mask function: none is made
+AttentionInterface.register(PADDED, sdpa_attention_forward)
+AttentionMaskInterface.register(PADDED, always_masked)

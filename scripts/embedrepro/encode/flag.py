@@ -1,0 +1,123 @@
+"""FlagEmbedding's own classes on one device, behind the same interface as the packed engine."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import numpy as np
+import torch
+
+from ..errors import UserError
+from . import attention
+from .batches import STEP, Part
+from .facts import Facts
+from .tokens import Tokeniser, Tokens
+
+CPU_BUDGET, CUDA_BUDGET = 4096, 32_768  # padded tokens a batch
+WINDOW = 8  # chunks of texts that are sorted together
+
+
+class FlagEngine:
+    """`BaseEmbedder` (pooling cls, mean) or `BaseLLMEmbedder` (last_token) of FlagEmbedding.
+
+    Pooling, instruction and its format, length, precision and normalisation are all passed
+    explicitly. Its classes pad each batch to the longest text in it; here texts of one padded width
+    (multiples of 32) go in together, filled up to a constant number, so that a vector doesn't
+    depend on its neighbours. FlagEmbedding rounds weights to float16 and back on CPU when asked for
+    float16.
+    """
+
+    name = "flagembedding"
+
+    def __init__(self, facts: Facts, device: str, tokens_per_batch: int | None = None) -> None:
+        from FlagEmbedding.inference.embedder.decoder_only.base import BaseLLMEmbedder
+        from FlagEmbedding.inference.embedder.encoder_only.base import BaseEmbedder
+
+        self.facts = facts
+        self.device = torch.device(device)
+        auto = "bfloat16" if self.device.type == "cuda" else "float32"
+        self.compute_dtype = auto if facts.dtype == "auto" else facts.dtype
+        default = CUDA_BUDGET if self.device.type == "cuda" else CPU_BUDGET
+        self.tokens_per_batch = tokens_per_batch or default
+        last_token = facts.pooling == "last_token"
+        self.embedder = (BaseLLMEmbedder if last_token else BaseEmbedder)(
+            str(facts.staged),
+            normalize_embeddings=facts.normalize,
+            use_fp16=self.compute_dtype == "float16",
+            use_bf16=self.compute_dtype == "bfloat16",
+            devices=[device],
+            trust_remote_code=facts.trust_remote_code,
+            truncate_dim=facts.dimensions,
+            **({} if last_token else {"pooling_method": facts.pooling}),
+        )
+        if facts.native and facts.architecture != "mpnet":
+            self.embedder.model.set_attn_implementation(attention.PADDED)
+        self.tokenizer = self.embedder.tokenizer
+
+    @property
+    def array_dtype(self) -> np.dtype:
+        """What vectors are stored as."""
+        return np.dtype(np.float32 if self.compute_dtype == "float32" else np.float16)
+
+    def encode(
+        self, texts: Iterable[str], role: str, instruction: str | None = None
+    ) -> Iterator[Part]:
+        kept: list[str] = []
+
+        def keeping() -> Iterator[str]:
+            for text in texts:
+                kept.append(text)
+                yield text
+
+        tokeniser = Tokeniser(self.tokenizer, self.facts, role, instruction)
+        chunks = tokeniser.chunks(keeping())
+        first = 0
+        while window := list(islice(chunks, WINDOW)):
+            rows = window[-1].first + len(window[-1].lengths) - first
+            some, kept[:rows] = kept[:rows], []
+            yield from self._window(first, some, window, tokeniser)
+            first += rows
+
+    def _window(
+        self, first: int, texts: list[str], window: list[Tokens], tokeniser: Tokeniser
+    ) -> Iterator[Part]:
+        lengths = np.concatenate([tokens.lengths for tokens in window])
+        truncated = np.concatenate([tokens.truncated for tokens in window])
+        widths = np.minimum(-(-lengths // STEP) * STEP, tokeniser.limit)
+        groups: dict[int, list[int]] = defaultdict(list)
+        for row, width in enumerate(widths):
+            groups[int(width)].append(row)
+        for width, rows in sorted(groups.items()):
+            batch = max(1, self.tokens_per_batch // width)
+            filled = rows + rows[:1] * (-len(rows) % batch)
+            vectors = self.embedder.encode(
+                [texts[row] for row in filled],
+                batch_size=batch,
+                max_length=tokeniser.limit,
+                convert_to_numpy=True,
+                instruction=tokeniser.prompt or None,
+                instruction_format="{}{}",
+                pad_to_multiple_of=STEP if width % STEP == 0 else None,
+            )[: len(rows)]
+            yield self._part(first, np.array(rows), vectors, lengths, truncated)
+
+    def _part(
+        self,
+        first: int,
+        rows: np.ndarray,
+        vectors: np.ndarray,
+        lengths: np.ndarray,
+        truncated: np.ndarray,
+    ) -> Part:
+        bad = ~np.isfinite(vectors).all(1)
+        if bad.any():
+            raise UserError(
+                f"{self.facts.model_id}: text {first + rows[bad][0]} has NaN or Inf in its vector "
+                f"(computed in {self.compute_dtype}); try dtype: float32"
+            )
+        return Part(
+            first + rows,
+            vectors.astype(self.array_dtype),
+            int(lengths[rows].sum()),
+            int(truncated[rows].sum()),
+        )

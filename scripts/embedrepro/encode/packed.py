@@ -1,0 +1,262 @@
+"""The packed engine: native transformers models on batches of constant shape.
+
+On CUDA in half precision sequences lie end to end, without padding, and one compiled layer serves
+all layers. Everywhere else rows are padded to a few widths. Host and device overlap: one thread
+reads and tokenises, one lays out batches, the device runs, finished vectors are handed out while it
+does.
+"""
+
+import math
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from ..errors import UserError
+from . import attention
+from .batches import (
+    Batch,
+    PaddedPacker,
+    Part,
+    Sequence,
+    VarlenPacker,
+    ahead,
+    padded_arrays,
+    varlen_arrays,
+)
+from .facts import Facts
+from .families import PACKED_MODEL_TYPES
+from .tokens import Tokeniser, Tokens
+
+CPU_BUDGET = 4096  # tokens a batch: larger is slower there
+IN_FLIGHT = 2  # batches queued on the device before the host waits for the oldest
+MOST_TOKENS = 131_072  # more brings nothing
+BATCH_FLOPS = 1e14  # nor does a batch of more work than this
+
+
+class PackedEngine:
+    """The package's docstring says what `encode` does. `tokens_per_batch` is the budget in use."""
+
+    name = "packed"
+
+    def __init__(
+        self,
+        facts: Facts,
+        device: str,
+        tokens_per_batch: int | None = None,
+        compiled: bool = True,
+    ) -> None:
+        self.facts = facts
+        self.device = torch.device(device)
+        self.compute_dtype = pick_dtype(facts.dtype, self.device)
+        self.family = PACKED_MODEL_TYPES[facts.architecture]
+        self.varlen = self._can_varlen()
+        self.tokenizer = AutoTokenizer.from_pretrained(facts.staged)
+        self.model = self._load()
+        self.pad = self.tokenizer.pad_token_id or 0
+        if self.varlen and compiled:
+            compile_layers(self.model)
+        longest = max(facts.max_length.values())
+        self.tokens_per_batch = max(tokens_per_batch or self._estimate(), longest)
+
+    @property
+    def array_dtype(self) -> np.dtype:
+        """What vectors are stored as."""
+        return np.dtype(np.float32 if self.compute_dtype == "float32" else np.float16)
+
+    def encode(
+        self, texts: Iterable[str], role: str, instruction: str | None = None
+    ) -> Iterator[Part]:
+        tokeniser = Tokeniser(self.tokenizer, self.facts, role, instruction)
+        packer = (VarlenPacker if self.varlen else PaddedPacker)(
+            self.tokens_per_batch, tokeniser.limit
+        )
+        chunks = ahead(tokeniser.chunks(texts), 2)
+        laid = ahead(((batch, self._lay(batch)) for batch in _pack(chunks, packer)), 4)
+        running: deque[tuple[Batch, torch.Tensor, Any]] = deque()
+        for batch, arrays in laid:
+            for launched in self._launch(batch, arrays, packer):
+                running.append(launched)
+                while len(running) > IN_FLIGHT:
+                    yield self._finish(*running.popleft())
+        while running:
+            yield self._finish(*running.popleft())
+
+    def _can_varlen(self) -> bool:
+        half = self.compute_dtype != "float32"
+        return self.family.layout == "varlen" and self.device.type == "cuda" and half
+
+    def _load(self) -> torch.nn.Module:
+        if self.family.layout == "padded":
+            implementation = "eager"
+        else:
+            implementation = attention.VARLEN if self.varlen else attention.PADDED
+        dtype = "bfloat16" if self.compute_dtype == "fp8" else self.compute_dtype
+        model = AutoModel.from_pretrained(
+            self.facts.staged,
+            dtype=getattr(torch, dtype),
+            attn_implementation=implementation,
+            local_files_only=True,
+        )
+        if self.family.decoder:
+            set_direction(model, self.facts.attention == "causal")
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None  # its output is not used
+        return model.to(self.device).eval()
+
+    def _estimate(self) -> int:
+        """Tokens a batch: enough to fill the device, no more than fit. A power of two on CUDA."""
+        if self.device.type == "cpu":
+            return CPU_BUDGET
+        config = self.model.config
+        wide = getattr(config, "intermediate_size", 0) or 4 * config.hidden_size
+        bytes_per_token = 4 * (10 * config.hidden_size + 4 * wide)
+        free, _ = torch.cuda.mem_get_info(self.device)
+        flops_per_token = 2 * sum(p.numel() for p in layers_of(self.model).parameters())
+        enough = max(16_384, BATCH_FLOPS / flops_per_token)
+        most = min(enough, MOST_TOKENS, 0.8 * free / bytes_per_token)
+        return 2 ** int(math.log2(max(most, 1)))
+
+    def _lay(self, batch: Batch) -> list[torch.Tensor]:
+        """The batch's arrays, in pinned memory where they go to a device."""
+        arrays = (varlen_arrays if self.varlen else padded_arrays)(batch, self.pad)
+        tensors = [torch.from_numpy(array) for array in arrays]
+        return [t.pin_memory() for t in tensors] if self.device.type == "cuda" else tensors
+
+    def _launch(
+        self, batch: Batch, arrays: list[torch.Tensor], packer: PaddedPacker | VarlenPacker
+    ) -> Iterator[tuple[Batch, torch.Tensor, Any]]:
+        """Start the batch, in parts where it is larger than the budget or memory runs out."""
+        if batch.shape == packer.shape(batch.width):
+            try:
+                vectors = self._run(batch, arrays)
+            except torch.OutOfMemoryError:
+                self._halve(batch, packer)
+            else:
+                yield batch, *self._fetch(vectors)
+                return
+            torch.cuda.empty_cache()
+        for part in packer.split(batch):
+            yield from self._launch(part, self._lay(part), packer)
+
+    def _halve(self, batch: Batch, packer: PaddedPacker | VarlenPacker) -> None:
+        """Halve the budget; raises the error at hand when one sequence alone doesn't fit."""
+        if packer.budget // 2 < (packer.longest if self.varlen else batch.width):
+            raise
+        packer.budget //= 2
+        self.tokens_per_batch = packer.budget
+        print(f"out of memory: going on with {packer.budget} tokens a batch", file=sys.stderr)
+
+    @torch.inference_mode()
+    def _run(self, batch: Batch, arrays: list[torch.Tensor]) -> torch.Tensor:
+        """(n, dimension) vectors of a batch's n sequences, on the device."""
+        arrays = [array.to(self.device, non_blocking=True) for array in arrays]
+        pooled = (self._run_varlen if self.varlen else self._run_padded)(*arrays, batch)
+        pooled = pooled[:, : self.facts.dimension].float()
+        if self.facts.normalize:
+            pooled = torch.nn.functional.normalize(pooled, dim=-1)
+        return pooled.to(torch.float32 if self.compute_dtype == "float32" else torch.float16)
+
+    def _run_varlen(
+        self, ids: torch.Tensor, positions: torch.Tensor, offsets: torch.Tensor, batch: Batch
+    ) -> torch.Tensor:
+        attention.layout.offsets = offsets
+        attention.layout.longest = batch.width
+        if self.family.padding_offset:
+            positions = positions + (self.model.config.pad_token_id + 1)
+        hidden = self.model(
+            input_ids=ids.long()[None], position_ids=positions.long()[None], **self._no_cache()
+        ).last_hidden_state[0]
+        n = len(batch.sequences)
+        if self.facts.pooling == "cls":
+            return hidden[offsets[:n]]
+        if self.facts.pooling == "last_token":
+            return hidden[offsets[1 : n + 1] - 1]
+        used = sum(len(sequence.ids) for sequence in batch.sequences)
+        # Unlike an atomic sum, this one adds in the order of the tokens.
+        return torch.segment_reduce(
+            hidden[:used].float(), "mean", offsets=offsets[: n + 1].long(), unsafe=True
+        )
+
+    def _run_padded(self, ids: torch.Tensor, lengths: torch.Tensor, batch: Batch) -> torch.Tensor:
+        rows, width = batch.shape
+        mask = torch.arange(width, device=ids.device) < lengths[:, None]
+        hidden = self.model(
+            input_ids=ids.long(), attention_mask=mask.long(), **self._no_cache()
+        ).last_hidden_state
+        if self.facts.pooling == "cls":
+            pooled = hidden[:, 0]
+        elif self.facts.pooling == "last_token":
+            pooled = hidden[torch.arange(rows, device=ids.device), lengths - 1]
+        else:
+            # As FlagEmbedding and sentence-transformers: the masked sum over the number of tokens.
+            pooled = (hidden * mask[..., None].float()).sum(1) / lengths[:, None]
+        return pooled[: len(batch.sequences)]
+
+    def _no_cache(self) -> dict[str, bool]:
+        return {"use_cache": False} if self.family.decoder else {}
+
+    def _fetch(self, vectors: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Start the copy to the host; the event says when it is done."""
+        if self.device.type == "cpu":
+            return vectors, None
+        host = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
+        host.copy_(vectors, non_blocking=True)
+        done = torch.cuda.Event(blocking=True)
+        done.record()
+        return host, done
+
+    def _finish(self, batch: Batch, vectors: torch.Tensor, done: Any) -> Part:
+        if done is not None:
+            done.synchronize()
+        rows = np.array([sequence.row for sequence in batch.sequences], np.int64)
+        found = vectors.numpy()
+        bad = ~np.isfinite(found).all(1)
+        if bad.any():
+            raise UserError(
+                f"{self.facts.model_id}: text {rows[bad][0]} has NaN or Inf in its vector "
+                f"(computed in {self.compute_dtype}); try dtype: float32"
+            )
+        tokens = sum(len(sequence.ids) for sequence in batch.sequences)
+        return Part(rows, found, tokens, sum(sequence.truncated for sequence in batch.sequences))
+
+
+def _pack(chunks: Iterable[Tokens], packer: PaddedPacker | VarlenPacker) -> Iterator[Batch]:
+    for chunk in chunks:
+        for i, ids in enumerate(chunk.sequences()):
+            yield from packer.add(Sequence(chunk.first + i, ids, bool(chunk.truncated[i])))
+    yield from packer.flush()
+
+
+def pick_dtype(dtype: str, device: torch.device) -> str:
+    """What `auto` is on this device: bfloat16 on CUDA, float32 on CPU."""
+    if dtype == "fp8" and device.type == "cpu":
+        raise UserError("dtype fp8 needs a CUDA device; use bfloat16 or float32 on CPU")
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if device.type == "cuda" else "float32"
+
+
+def layers_of(model: torch.nn.Module) -> torch.nn.ModuleList:
+    """The stack of a transformer's layers: its longest list of modules."""
+    return max((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
+
+
+def set_direction(model: torch.nn.Module, causal: bool) -> None:
+    """Make a decoder's attention causal or not, for its masks and for its attention function."""
+    model.config.is_causal = causal
+    for module in layers_of(model).modules():
+        if hasattr(module, "is_causal"):
+            module.is_causal = causal
+
+
+def compile_layers(model: torch.nn.Module) -> None:
+    """Compile each layer's forward; layers of one kind share what was compiled."""
+    # No timing on the device decides which kernel runs: two processes get the same bytes.
+    torch._inductor.config.deterministic = True
+    for layer in layers_of(model):
+        layer.forward = torch.compile(layer.forward, dynamic=False, fullgraph=True)

@@ -1,0 +1,42 @@
+#!/usr/bin/env python3
+"""Encode one shard of a corpus, or a split's queries, into a .npy file with its sidecar."""
+
+import argparse
+import os
+from pathlib import Path
+
+from embedrepro.encode import load_engine
+from embedrepro.errors import UserError, run_cli
+from embedrepro.files import read_json
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--staged", type=Path, required=True, help="staged model folder")
+    parser.add_argument("--texts", type=Path, required=True, help="corpus or queries .parquet")
+    parser.add_argument("--spec", type=Path, required=True, help="JSON: facts, instruction, title")
+    parser.add_argument("--role", choices=("query", "passage"), required=True)
+    parser.add_argument("--shard", type=int, default=0, help="which shard, from 0")
+    parser.add_argument(
+        "--shards", type=int, default=1, help="how many shards the file is cut into"
+    )
+    parser.add_argument("--output", type=Path, required=True, help=".npy file to write")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--tokens-per-batch", type=int, help="default: chosen by itself")
+    parser.add_argument("--compiler-cache", type=Path, help="where compiled kernels are kept")
+    args = parser.parse_args()
+    if args.tokens_per_batch is not None and args.tokens_per_batch < 1:
+        raise UserError(f"--tokens-per-batch {args.tokens_per_batch}: give a positive number")
+    if args.compiler_cache:  # read by torch when it is imported
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(args.compiler_cache.absolute() / "inductor")
+        os.environ["TRITON_CACHE_DIR"] = str(args.compiler_cache.absolute() / "triton")
+    from embedrepro.encode.shard import encode_shard, row_range
+
+    row_range(args.texts, args.shard, args.shards)  # a mistake shows before a model is loaded
+    spec = read_json(args.spec)
+    engine = load_engine(args.staged, spec.get("facts") or {}, args.device, args.tokens_per_batch)
+    encode_shard(engine, args.texts, spec, args.role, args.shard, args.shards, args.output)
+
+
+if __name__ == "__main__":
+    run_cli(main)
