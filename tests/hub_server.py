@@ -14,7 +14,6 @@ import json
 import os
 import re
 import threading
-import time
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -105,8 +104,7 @@ class HubServer:
         self._servers = [self._start(), self._start()]
 
     def _start(self) -> ThreadingHTTPServer:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.daemon_threads = True
+        server = Server(("127.0.0.1", 0), Handler)
         server.hub = self
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         return server
@@ -148,6 +146,10 @@ class HubServer:
         with self._lock:
             self._faults.append([re.compile(pattern), kind, times, value])
 
+    def unspent(self) -> int:
+        """How many of the asked-for faults did not happen yet."""
+        return sum(fault[2] for fault in self._faults)
+
     def fault(self, path: str, in_body: bool = False) -> tuple[str, float]:
         with self._lock:
             for fault in self._faults:
@@ -160,6 +162,14 @@ class HubServer:
     def count(self, file: str, size: int) -> None:
         with self._lock:
             self.sent[file] = self.sent.get(file, 0) + size
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that was killed, which some tests do, is no news."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -185,7 +195,7 @@ class Handler(BaseHTTPRequestHandler):
         hub.requests.append((self.command, path, {k.lower(): v for k, v in self.headers.items()}))
         self.kind, self.value = hub.fault(path)
         if self.kind == "silent":
-            time.sleep(self.value)
+            threading.Event().wait(self.value)
             self.close_connection = True
         elif self.kind == "html":
             self.send(200, b"<html>please log in</html>", {"Content-Type": "text/html"})
@@ -258,6 +268,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_file(self, repo: Repo, file: str) -> None:
         data, status = repo.files[file], 200
+        self.kind, self.value = self.server.hub.fault(file, in_body=True)
         facts = {"ETag": f'"{repo.etag(file)}"', "X-Repo-Commit": repo.commit}
         facts["Accept-Ranges"] = "bytes"
         if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
@@ -286,11 +297,7 @@ class Handler(BaseHTTPRequestHandler):
             data, self.close_connection = data[: len(data) // 2], True
         step = max(int(self.value / 20), 1) if self.kind == "slow" else 1 << 16
         for start in range(0, len(data), step):
-            try:
-                self.wfile.write(data[start : start + step])
-            except OSError:  # the other side was killed, which some tests do
-                self.close_connection = True
-                return
+            self.wfile.write(data[start : start + step])
             self.server.hub.count(file, len(data[start : start + step]))
             if self.kind == "slow":
-                time.sleep(0.05)
+                threading.Event().wait(0.05)

@@ -190,7 +190,8 @@ def local_files(folder: Path) -> dict[str, Path]:
             raise UserError(
                 f"{folder}: '{name}' is a link to a folder; put the folder itself there"
             )
-    return {name: _real_file(found[name], root, name) for name in choose(found, declared)}
+    chosen = choose(found, declared)
+    return {check_file_name(n, str(folder)): _real_file(found[n], root, n) for n in chosen}
 
 
 def _real_file(path: Path, root: Path, name: str) -> Path:
@@ -198,7 +199,10 @@ def _real_file(path: Path, root: Path, name: str) -> Path:
     allowed = [root]
     if root.parent.name == "snapshots" and root.parents[1].name.startswith("models--"):
         allowed.append(root.parents[2])  # the hub's cache: blobs, and the store that models share
-    real = path.resolve()
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError):  # RuntimeError: how Python 3.11 reports a loop
+        raise UserError(f"{root}: '{name}' is a link that leads nowhere") from None
     if not any(real.is_relative_to(place) for place in allowed):
         raise UserError(
             f"{root}: '{name}' is a link to {real}, outside the folder; put the file itself there"
