@@ -8,7 +8,8 @@ ends. An inherited CUDA_VISIBLE_DEVICES is the pool and is only ever narrowed; a
 exactly N devices is passed on as it is. Standard library only: it starts with every GPU job.
 """
 
-# ruff: noqa: PTH  (pathlib alone would double the time this takes to start)
+# ruff: noqa: PTH101, PTH102
+# (pathlib alone would double the time this takes to start)
 import contextlib
 import fcntl
 import os
