@@ -29,9 +29,13 @@ def main() -> None:
         raise UserError("--fix and --undo need --folder")
     if args.fix or args.undo:
         rename = rename_dotted if args.fix else restore_dotted
-        pairs = [(str(old), str(new)) for old, new in rename(args.folder)]
+        try:
+            pairs = rename(args.folder)
+        except OSError as error:
+            raise UserError(f"{error.filename}: {error.strerror}; run this again") from None
         for old, new in pairs:
-            print(f"{old} → {new}" if args.fix else f"{new} → {old}")
+            before, after = (old, new) if args.fix else (new, old)
+            print(f"{printable(before)} → {printable(after)}")
         print(f"{len(pairs)} folders renamed")
         return
     entries = [*args.ids, *config_models(args.config), *folder_models(args.folder)]

@@ -4,7 +4,7 @@ import argparse
 import signal
 from pathlib import Path
 
-from embedrepro.errors import run_cli
+from embedrepro.errors import UserError, run_cli
 from embedrepro.files import read_json
 from embedrepro.hub import describe, download_model
 
@@ -21,7 +21,10 @@ def main() -> None:
     args = parser.parse_args()
     # Threads that fetch would hold Ctrl-C back; what is there already is kept for the next try.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    manifest = download_model(read_json(args.spec), args.output, args.cache)
+    try:
+        manifest = download_model(read_json(args.spec), args.output, args.cache)
+    except OSError as error:  # a full disk, a folder that may not be read
+        raise UserError(f"{error.filename or args.output}: {error.strerror or error}") from None
     size = sum(file["size"] for file in manifest["files"].values())
     source = describe(manifest["answered"])
     print(f"{manifest['id']}: {len(manifest['files'])} files, {size / 1e6:.1f} MB from {source}")

@@ -130,7 +130,7 @@ class HubServer:
 
     def env(self, **extra: str) -> dict[str, str]:
         """Environment for a subprocess that shall talk to this hub and to nothing else."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
         kept |= {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
         return kept | {"HF_HUB_DISABLE_TELEMETRY": "1"} | extra
 

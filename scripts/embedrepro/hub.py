@@ -45,6 +45,8 @@ def download_model(spec: dict[str, Any], output: Path, cache: Path | None = None
     """
     output = Path(output)
     cache = Path(cache) if cache is not None else output.parent / ".cache"
+    if not isinstance(spec, dict) or not {"id", "source"} <= set(spec):
+        raise UserError("the model spec needs `id` and `source`")
     check_id(spec["id"])
     scratch = cache / "partial" / output.name
     with alone(scratch):
@@ -74,7 +76,13 @@ def alone(scratch: Path) -> Iterator[None]:
     """Hold the lock of a partial download: two processes must not write to one folder."""
     scratch.parent.mkdir(parents=True, exist_ok=True)
     with open(scratch.with_name(f"{scratch.name}.lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{scratch.name}: another process is fetching it; waiting", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # some cluster file systems are mounted without locks
+            print(f"{scratch.parent}: no file locks here ({error.strerror})", file=sys.stderr)
         yield
 
 
@@ -135,7 +143,6 @@ def fetch_path(root: Path, folder: Path, cache: Path, allow_pickle: bool) -> dic
         raise Unreachable("no such folder")
     paths = local_files(root)
     check_choice(paths, str(root), allow_pickle)
-    check_whole(root, paths, str(root))
     hashes = remembered_hashes(root, paths, cache)
     for name, path in paths.items():
         target = folder / name

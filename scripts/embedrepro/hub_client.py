@@ -70,7 +70,8 @@ def fetch_hub(
     """
     where = f"hub {repo}"
     if not COMMIT.fullmatch(revision or ""):
-        raise UserError(f"{where}: {moving_revision(repo, revision)}")
+        shown = f"revision '{printable(revision)}' can move" if revision else "no revision is given"
+        raise UserError(f"{where}: {shown}; pin the 40 hex digits of a commit{now(repo, revision)}")
     try:
         entries = list_files(repo, revision)
         check_listed(entries, pins, where)
@@ -82,14 +83,13 @@ def fetch_hub(
         raise explained(error, repo, revision) from None
 
 
-def moving_revision(repo: str, revision: str | None) -> str:
-    """Why a revision that is no full commit hash is refused, with the commit it means now."""
-    shown = f"revision '{printable(revision)}' can move" if revision else "no revision is given"
+def now(repo: str, revision: str | None) -> str:
+    """The commit that a branch or tag points to now, in words; '' where the hub doesn't tell."""
     try:
         info = HfApi().model_info(repo, revision=revision, timeout=TIMEOUT)
-        return f"{shown}; it points to {info.sha} now: pin that"
-    except (httpx2.HTTPError, OfflineModeIsEnabled, HFValidationError):
-        return f"{shown}; pin the 40 hex digits of a commit"
+        return f" ({revision or 'main'} is at {info.sha} now)"
+    except (httpx2.HTTPError, OfflineModeIsEnabled, ValueError, KeyError, TypeError):
+        return ""
 
 
 def list_files(repo: str, revision: str) -> list[Entry]:
@@ -120,8 +120,6 @@ def entry_of(sibling: Any) -> Entry:
 def check_listed(entries: list[Entry], pins: dict[str, str], where: str) -> None:
     """Refuse hostile file names, and what the listing already shows not to be the pinned file."""
     for name, size, checksum in entries:
-        if name.startswith(".git"):
-            continue
         check_file_name(name, where)
         if size is not None and size > MAX_HTTP_DOWNLOAD_SIZE:
             raise UserError(
@@ -279,7 +277,7 @@ def explained(error: Exception, repo: str, revision: str) -> Exception:
     if isinstance(error, GatedRepoError):
         return UserError(f"{where}: is gated; accept its terms on its page, {token_hint()}")
     if isinstance(error, RevisionNotFoundError):
-        return UserError(f"{where}: has no commit {revision}; {moving_revision(repo, 'main')}")
+        return UserError(f"{where}: has no commit {revision}{now(repo, 'main')}; correct it")
     if isinstance(error, RepositoryNotFoundError):
         return UserError(f"{where}: does not exist or is private; check the id, {token_hint()}")
     if isinstance(error, HfHubHTTPError) and error.response.headers.get("X-Error-Message"):

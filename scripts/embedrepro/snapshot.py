@@ -101,12 +101,7 @@ def check_choice(names: Iterable[str], where: str, allow_pickle: bool) -> None:
 def check_whole(folder: Path, names: Iterable[str], where: str) -> None:
     """Refuse, by name, files that are not what they should be: pointers, cut or corrupt weights."""
     names = list(names)
-    pointers = [name for name in names if is_lfs_pointer(folder / name)]
-    if pointers:
-        raise UserError(
-            f"{where}: {len(pointers)} file(s) are git-lfs pointers, not contents, the first is "
-            f"'{pointers[0]}'; run `git lfs pull` in that folder"
-        )
+    check_no_pointers({name: folder / name for name in names}, where)
     for name in names:
         if name in ("config.json", "modules.json"):
             parsed_json(folder / name, where, dict if name == "config.json" else list)
@@ -115,6 +110,15 @@ def check_whole(folder: Path, names: Iterable[str], where: str) -> None:
     for name in names:
         if name.endswith((".safetensors.index.json", ".bin.index.json")):
             _check_index(folder, name, names, held, where)
+
+
+def check_no_pointers(paths: Mapping[str, Path], where: str) -> None:
+    pointers = [name for name, path in paths.items() if is_lfs_pointer(path)]
+    if pointers:
+        raise UserError(
+            f"{where}: {len(pointers)} file(s) are git-lfs pointers, not contents, the first is "
+            f"'{pointers[0]}'; run `git lfs pull` in that folder"
+        )
 
 
 def is_lfs_pointer(path: Path) -> bool:
@@ -184,6 +188,7 @@ def local_files(folder: Path) -> dict[str, Path]:
     declared = []
     if "modules.json" in found:
         path = _real_file(found["modules.json"], root, "modules.json")
+        check_no_pointers({"modules.json": path}, str(folder))
         declared = module_folders(parsed_json(path, str(folder), list))
     for name in linked:
         if _is_module(name, declared):

