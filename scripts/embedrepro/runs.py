@@ -29,21 +29,20 @@ def trec_order(
     `query`, `score` (float32) and `doc` (row numbers) have one entry per hit. `ids(rows)` gives the
     document ids of rows; it is asked only about rows whose score ties within a query.
     """
-    order = np.lexsort((-score, query))
-    q, s = query[order], score[order]
-    same = (q[1:] == q[:-1]) & (s[1:] == s[:-1])
-    if not same.any():
-        return order
-    tied = np.zeros(len(order), dtype=bool)
-    tied[1:] |= same
-    tied[:-1] |= same
-    rows, place = np.unique(doc[order[tied]], return_inverse=True)
-    by_id = pc.sort_indices(ids(rows), sort_keys=[("", "descending")]).to_numpy()
-    rank = np.empty(len(rows), dtype=np.int64)
-    rank[by_id] = np.arange(len(rows))
-    tie = np.zeros(len(order), dtype=np.int64)
-    tie[tied] = rank[place]
-    return order[np.lexsort((tie, -s, q))]
+    bits = (score + np.float32(0)).view(np.int32)  # -0 becomes 0
+    upward = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # integers in the order of the scores
+    key = (query.astype(np.int64) << 32) + 0x7FFFFFFF - upward
+    order = np.argsort(key)
+    ordered = key[order]
+    same = ordered[1:] == ordered[:-1]
+    if same.any():
+        tied = np.flatnonzero(np.r_[False, same] | np.r_[same, False])
+        rows, place = np.unique(doc[order[tied]], return_inverse=True)
+        by_id = pc.sort_indices(ids(rows), sort_keys=[("", "descending")]).to_numpy()
+        rank = np.empty(len(rows), dtype=np.int64)
+        rank[by_id] = np.arange(len(rows))
+        order[tied] = order[tied[np.lexsort((rank[place], ordered[tied]))]]
+    return order
 
 
 def read_ids(path: Path | str, start: int = 0, stop: int | None = None) -> pa.Array:

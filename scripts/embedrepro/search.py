@@ -18,7 +18,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ CPU_SCORES = 2**22  # float32 scores held at a time: 16 MiB stay in the last-lev
 CUDA_SCORES = 2**29
 CPU_POOL = 192 * 2**20  # bytes of candidates held at a time
 UNDERFLOW = 2.0**-110  # covers products too small for float32, for up to 2^16 dimensions
+CHUNK = 64  # neighbouring scores whose maximum is compared with the threshold first
 PAIRS = {"cpu": 2**10, "cuda": 2**16}  # pairs scored exactly at a time
 Ids = Callable[[np.ndarray], pa.Array]
 
@@ -136,8 +137,8 @@ class Shard:
     def blocks(self, size: int) -> Iterator[tuple[int, torch.Tensor, float]]:
         """Yield (first row, up to `size` rows on the device, their largest norm), in order.
 
-        A yielded tensor is overwritten later, so use it before asking for the next. The first
-        whole pass checks the file's sha256.
+        On a CPU rows come widened to float32. A yielded tensor is overwritten later, so use it
+        before asking for the next. The first whole pass checks the file's sha256.
         """
         if self.resident is not None and self.norm is not None:
             for first in range(0, self.rows, size):
@@ -157,7 +158,7 @@ class Shard:
         self, first: int, host: torch.Tensor, copied: "torch.cuda.Event | None"
     ) -> torch.Tensor:
         if copied is None:
-            return host
+            return host.float()
         if self.resident is None:
             block = host.to("cuda", non_blocking=True)
         else:
@@ -277,14 +278,12 @@ def search_group(
     exact = (lambda q, rows: score_rows(queries, shard, q, rows)) if shard.random_access else None
     pool = Pool(error, k, capacity, exact, ids)
     limit = CPU_SCORES if shard.device == "cpu" else cuda_scores()
-    size = max(64, min(len(shard), limit // len(queries)))
-    product = Product(queries, size)
+    size = max(CHUNK, limit // len(queries) // CHUNK * CHUNK)
+    product = Product(queries, min(size, len(shard)))
     for first, block, norm in shard.blocks(size):
         in_block = None
         if exact is None:
-            in_block = lambda q, columns, block=block: score_pairs(  # noqa: E731
-                queries, q, columns, block.__getitem__
-            )
+            in_block = partial(score_pairs, queries, gather=block.__getitem__)
         pool.offer(product(block), first, norm, in_block)
     return pool.finish()
 
@@ -296,8 +295,7 @@ def cuda_scores() -> int:
 class Product:
     """Products of fixed queries with blocks, in float32 precision or better, into one buffer.
 
-    float16 values are exact in float32, so on a CPU blocks are widened; tensor cores multiply
-    float16 exactly and add in float32.
+    Tensor cores multiply float16 exactly and add in float32. Blocks come widened on a CPU.
     """
 
     def __init__(self, queries: torch.Tensor, size: int):
@@ -313,7 +311,7 @@ class Product:
         out = self.scores[: shape[0] * shape[1]].view(shape)
         if self.half:
             return torch.mm(self.queries, block.T, out_dtype=torch.float32, out=out)
-        return torch.mm(self.queries, block.float().T, out=out)
+        return torch.mm(self.queries, block.T, out=out)
 
 
 def score_rows(
@@ -330,20 +328,24 @@ def score_pairs(
     queries: torch.Tensor, q: torch.Tensor, rows: torch.Tensor, gather: Callable
 ) -> torch.Tensor:
     step = PAIRS[queries.device.type]
-    parts = [
-        dot(queries[q[at : at + step]], gather(rows[at : at + step]))
-        for at in range(0, len(q), step)
-    ]
-    return torch.cat(parts) if parts else torch.empty(0, device=queries.device)
+    scores = torch.empty(len(q), dtype=torch.float32, device=queries.device)
+    for at in range(0, len(q), step):
+        part = slice(at, at + step)
+        scores[part] = dot(queries[q[part]], gather(rows[part]))
+    return scores
 
 
 def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """The score: row-wise float64 dot products of `a` and `b` (n, dim), rounded to float32.
 
-    Products of float32 values are exact in float64. They are added by halves, always in the same
-    order and without fused multiply-add, so every device gives the same bits.
+    Products of float32 values are exact in float64, those of float16 values even in float32. They
+    are added by halves, always in the same order and without fused multiply-add, so every device
+    gives the same bits.
     """
-    x = a.double() * b.double()
+    if a.dtype == torch.float16:
+        x = (a.float() * b.float()).double()
+    else:
+        x = a.double() * b.double()
     while (n := x.shape[1]) > 1:
         y = x[:, : n // 2] + x[:, n // 2 : n // 2 * 2]
         if n % 2:
@@ -418,9 +420,9 @@ class Pool:
         """Add pairs sorted by `q`."""
         coming = torch.bincount(q, minlength=len(self.count))
         start = self.count - (coming.cumsum(0) - coming)
-        place = start[q] + torch.arange(len(q), device=q.device)
-        self.values[q, place] = value
-        self.rows[q, place] = rows
+        place = start[q] + torch.arange(len(q), device=q.device) + q * self.values.shape[1]
+        self.values.view(-1).index_copy_(0, place, value)
+        self.rows.view(-1).index_copy_(0, place, rows)
         self.count += coming
 
     def _compact(self) -> None:
@@ -434,7 +436,7 @@ class Pool:
 
     def _candidates(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         floor = self.threshold().clamp(min=torch.finfo(torch.float32).min)
-        pairs = above(self.values, floor)
+        pairs = true_positions(self.values >= floor[:, None])
         q = pairs // self.values.shape[1]
         return q, self.rows.view(-1)[pairs], self.values.view(-1)[pairs]
 
@@ -468,8 +470,20 @@ class Pool:
 
 
 def above(scores: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
-    """Flat positions of the scores (g, n) that reach their row's threshold, in order."""
-    reached = (scores >= threshold[:, None]).view(-1)
-    if reached.is_cuda:
-        return reached.nonzero().ravel()
-    return torch.from_numpy(np.flatnonzero(reached.numpy()))  # five times as fast as torch's
+    """Flat positions of the scores (g, n) that reach their row's threshold, in order.
+
+    Only chunks whose largest score does are looked into: a maximum is cheaper than a mask.
+    """
+    width = CHUNK if scores.shape[1] % CHUNK == 0 else 1
+    chunks = scores.view(len(scores), -1, width)
+    hot = true_positions(chunks.amax(2) >= threshold[:, None])
+    limit = threshold[hot // chunks.shape[1], None]
+    inner = true_positions(chunks.view(-1, width)[hot] >= limit)
+    return hot[inner // width] * width + inner % width
+
+
+def true_positions(mask: torch.Tensor) -> torch.Tensor:
+    """Flat positions of what is true, in order."""
+    if mask.is_cuda:
+        return mask.view(-1).nonzero().ravel()
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))  # five times as fast as torch's
