@@ -106,7 +106,9 @@ def _trec_eval(qrels: Qrels, run: Run, measures: Iterable[Measure], rel: int) ->
         plain, cut = FAMILIES[measure.family]
         deep = measure.cutoff is not None and cut != "recip_rank"
         wanted.add(f"{cut}.{measure.cutoff}" if deep else plain or "recip_rank")
-    judged = {query: dict(grades) for query, grades in qrels.items() if query in run}
+    # A grade below 0 counts as 0 in every measure here, but trec_eval's ndcg reads past its table
+    # of gains, and may never return, when a query has no other grade.
+    judged = {q: {d: max(g, 0) for d, g in qrels[q].items()} for q in qrels if q in run}
     ranked = {query: dict(run[query]) for query in judged}
     return pytrec_eval.RelevanceEvaluator(judged, wanted, relevance_level=rel).evaluate(ranked)
 

@@ -64,7 +64,7 @@ def score_run(
         "relevance_threshold": threshold,
         "ignore_identical_ids": drops,
         "default_protocol": shown,
-        "protocols": {name: _summary(scores[name], protocols.named(name)) for name in names},
+        "protocols": {name: summarise(scores[name], protocols.named(name)) for name in names},
     }
     write_json(output, result)
 
@@ -76,7 +76,7 @@ def _per_query_table(scores: protocols.Scores) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _summary(scores: protocols.Scores, protocol: protocols.Protocol) -> dict[str, dict[str, Any]]:
+def summarise(scores: protocols.Scores, protocol: protocols.Protocol) -> dict[str, dict[str, Any]]:
     """{metric: {value, ci_low, ci_high}}, means rounded as the protocol's tool rounds them."""
     columns = scores.kept(protocol)
     intervals = np.empty((2, len(columns)))

@@ -1,0 +1,191 @@
+"""One run file under each tool's rules, against what the tools themselves computed."""
+
+import json
+
+import protocol_example as example
+import pytest
+from embedrepro import metrics, protocols, scoring
+from embedrepro.errors import UserError
+
+ASKED = ["nDCG@10", "RR@10", "R@1000", "AP@10", "R_cap@10", "P@10"]
+
+# What the tools gave on tests/protocol_example.py; tests/peers/test_protocols.py runs them anew.
+# mteb 2.26.24 RetrievalEvaluator.evaluate(ignore_identical_ids=True) on the top 1,000;
+# beir 2.2.0 DenseRetrievalExactSearch + EvaluateRetrieval.evaluate, evaluate_custom on the run;
+# FlagEmbedding 1.4.2 EvalDenseRetriever + AbsEvaluator.compute_metrics, search_top_k 1,000;
+# pyserini: pytrec-eval-terrier 0.5.11 as `trec_eval -c -l 2`, `-M 10 -m recip_rank` for RR@10.
+TOOLS = {
+    "mteb": {
+        "nDCG@10": 0.54361,
+        "RR@10": 0.75,
+        "R@1000": 0.79167,
+        "AP@10": 0.45139,
+        "R_cap@10": 0.66667,
+        "P@10": 0.2,
+    },
+    "pyserini": {
+        "nDCG@10": 0.4916,
+        "RR(rel=2)@10": 0.5333,
+        "R(rel=2)@1000": 0.6333,
+        "AP(rel=2)@10": 0.3111,
+        "P(rel=2)@10": 0.1,
+    },
+    "flagembedding": {
+        "nDCG@10": 0.61444,
+        "RR@10": 0.53333,
+        "R@1000": 0.85417,
+        "AP@10": 0.51111,
+        "R_cap@10": 0.58333,
+        "P@10": 0.225,
+    },
+    "beir": {
+        "nDCG@10": 0.54361,
+        "RR@10": 0.46667,
+        "R@1000": 0.875,
+        "AP@10": 0.45139,
+        "R_cap@10": 0.53333,
+        "P@10": 0.2,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "made-up.trec"
+    path.write_text(example.run_text())
+    return path
+
+
+@pytest.fixture(scope="module")
+def scored(run):
+    hits = protocols.read_run(run)
+    asked = [metrics.parse(name) for name in ASKED]
+    names = list(protocols.PROTOCOLS)
+    return protocols.score(hits, example.QRELS, asked, names, "made-up", True, 2)
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_protocol_equals_its_tool(scored, name):
+    found = scoring.summarise(scored[name], protocols.named(name))
+    assert {metric: found[metric]["value"] for metric in TOOLS[name]} == TOOLS[name]
+
+
+def test_the_four_protocols_give_four_numbers():
+    recall = {
+        next(v for k, v in tool.items() if k.startswith("R(") or k == "R@1000")
+        for tool in TOOLS.values()
+    }
+    assert len(recall) == 4
+
+
+def test_default_protocol_is_trec_eval_c_on_the_run_without_self_matches(scored):
+    import pytrec_eval
+
+    run = {q: {d: s for d, s in example.ranking(q)[:1001] if d != q} for q in example.QUERIES}
+    theirs = pytrec_eval.RelevanceEvaluator(example.QRELS, {"recall.1000"}, relevance_level=2)
+    expected = sum(v["recall_1000"] for v in theirs.evaluate(run).values()) / len(example.QRELS)
+    found = scoring.summarise(scored["trec_eval"], protocols.named("trec_eval"))
+    assert found["R(rel=2)@1000"]["value"] == pytest.approx(expected, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "dataset", "entry", "drops"),
+    [
+        ("trec_eval", "beir/arguana", False, False),
+        ("trec_eval", "mine", True, True),
+        ("mteb", "beir/arguana", False, True),
+        ("mteb", "beir/scifact", True, False),
+        ("mteb", "msmarco-passage", False, True),
+        ("mteb", "mine", True, True),
+        ("pyserini", "msmarco-passage", True, False),
+        ("pyserini", "beir/scifact", False, True),
+        ("flagembedding", "miracl/zh", True, False),
+        ("flagembedding", "beir/scifact", False, True),
+        ("beir", "anything", False, True),
+    ],
+)
+def test_who_drops_self_matches_where(protocol, dataset, entry, drops):
+    assert protocols.named(protocol).drops(dataset, entry) is drops
+
+
+def test_threshold_names_the_metric():
+    recall, explicit = metrics.parse("R@100"), metrics.parse("R(rel=3)@100")
+    pyserini, mteb = protocols.named("pyserini"), protocols.named("mteb")
+    assert str(pyserini.measure(recall, 2)) == "R(rel=2)@100"
+    assert str(pyserini.measure(explicit, 2)) == "R(rel=3)@100"
+    assert str(mteb.measure(explicit, 2)) == "R@100"
+    assert str(pyserini.measure(metrics.parse("nDCG@10"), 2)) == "nDCG@10"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("q Q0 d 1 0.5\n", "1: not `qid"),
+        ("q Q0 d 1 x tag\n", "1: not `qid"),
+        ("q Q0 d 1 nan tag\n", "no finite number"),
+        ("q Q0 d 1 1 t\nq Q0 d 2 0.5 t\n", "a document twice"),
+        ("q Q0 d 1 1 t\nr Q0 d 1 1 t\nq Q0 e 2 0.5 t\n", "3: query q comes a second time"),
+    ],
+)
+def test_broken_runs_are_named(tmp_path, text, words):
+    path = tmp_path / "broken.trec"
+    path.write_text(text)
+    with pytest.raises(UserError, match=words):
+        list(protocols.read_run(path))
+
+
+def test_unknown_protocol_lists_the_known():
+    with pytest.raises(UserError, match="allowed: trec_eval, mteb, pyserini, flagembedding, beir"):
+        protocols.named("anserini")
+
+
+def test_blocks_do_not_change_scores(run, scored, monkeypatch):
+    monkeypatch.setattr(protocols, "BLOCK", 1)
+    asked = [metrics.parse(name) for name in ASKED]
+    again = protocols.score(
+        protocols.read_run(run), example.QRELS, asked, ["beir"], "made-up", True, 2
+    )
+    assert (again["beir"].values == scored["beir"].values).all()
+    assert (again["beir"].answered == scored["beir"].answered).all()
+
+
+def test_score_run_by_hand(run, tmp_path):
+    """The command line: its files, the default protocol's per-query table, a query unanswered."""
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    rows = [(q, d, g) for q, grades in example.QRELS.items() for d, g in grades.items()]
+    columns = {"query_id": 0, "doc_id": 1, "relevance": 2}
+    table = pa.table({name: [row[i] for row in rows] for name, i in columns.items()})
+    (tmp_path / "data" / "test").mkdir(parents=True)
+    parquet.write_table(table, tmp_path / "data" / "test" / "qrels.parquet")
+    about = {"ignore_identical_ids": True, "relevance_threshold": 2}
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps(about))
+    spec = {"model_id": "a/b.c", "model": "a__b_c", "revision": None, "dataset": "made-up"}
+    spec |= {"split": "test", "metrics": ASKED, "protocols": list(TOOLS)}
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    script = Path(__file__).parents[2] / "scripts" / "score_run.py"
+    args = ["--run", run, "--dataset", tmp_path / "data", "--split", "test"]
+    args += ["--spec", tmp_path / "spec.json", "--output", tmp_path / "out" / "scores.json"]
+    args += ["--per-query", tmp_path / "out" / "pq.tsv"]
+    subprocess.run([sys.executable, str(script), *map(str, args)], check=True)
+
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert (scores["queries"], scores["answered"]) == (5, 4)
+    assert list(scores["protocols"]) == sorted(protocols.PROTOCOLS)
+    for name, values in TOOLS.items():
+        for metric, value in values.items():
+            entry = scores["protocols"][name][metric]
+            assert entry["value"] == value
+            assert entry["ci_low"] <= value <= entry["ci_high"]
+    lines = (tmp_path / "out" / "pq.tsv").read_text().splitlines()
+    assert lines[0] == "query_id\tmetric\tvalue"
+    assert len(lines) == 1 + 5 * len(ASKED)
+    assert "gamma\tnDCG@10\t0.0" in lines
+    mean = scores["protocols"]["trec_eval"]["nDCG@10"]["value"]
+    ndcg = [float(line.split("\t")[2]) for line in lines if "\tnDCG@10\t" in line]
+    assert sum(ndcg) / 5 == pytest.approx(mean, abs=1e-12)
