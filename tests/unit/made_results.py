@@ -106,7 +106,7 @@ def dataset(made: Made, number: int, rng, inputs: dict) -> dict[str, str]:
     pq.write_table(pa.table({"id": names, "text": queries}), folder / "test" / "queries.parquet")
     judged = {
         "query_id": names,
-        "doc_id": [f"d{i % made.documents}" for i in range(made.queries)],
+        "doc_id": [f"d{(7 * i + 3) % made.documents}" for i in range(made.queries)],
         "relevance": pa.array([1 + i % 2 for i in range(made.queries)], pa.int32()),
     }
     pq.write_table(pa.table(judged), folder / "test" / "qrels.parquet")

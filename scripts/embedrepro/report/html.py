@@ -13,7 +13,7 @@ from .charts import charts
 from .collect import Column, Key, Model, Report
 from .cost import Cost, costs, dataset_costs
 from .explorer import explore
-from .markdown import SIGNS, headline
+from .markdown import SIGNS
 from .text import number, one_line, quantity, source_label, web_address
 
 PAGE = Path(__file__).parent / "page"
@@ -40,7 +40,6 @@ def html(report: Report) -> str:
     return environment.get_template("page.html.j2").render(
         report=report,
         spec=report.spec,
-        headline=headline(report),
         counts=report.verdict_counts(),
         signs=SIGNS,
         boards=[board(report, metric) for metric in report.metrics],

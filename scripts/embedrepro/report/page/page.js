@@ -110,22 +110,23 @@ function neighbour(from, [down, right]) {
 
 function openCell(model, column) {
   const cell = data.cells[model][column];
-  byId("cell-title").textContent = `${data.models[model][0]} on ${data.columns[column]}`;
+  const [name, revision] = data.models[model];
+  byId("cell-title").textContent = `${name} on ${data.columns[column]}`;
   const body = byId("cell-body");
   body.replaceChildren(make("p", `Means over ${cell.queries} judged queries, as each protocol scores the same run.`, "note"));
   body.append(protocolTable(cell));
-  if (data.models[model][1]) body.append(make("p", `Revision ${data.models[model][1]}`, "muted"));
+  const rows = document.querySelectorAll(`#verdict-table tr[data-cell="${model},${column}"]`);
+  if (rows.length) {
+    body.append(make("h3", "Published"), verdictTable(rows));
+  }
+  if (cell.target) body.append(make("h3", "How to reproduce"), commandLine(`${data.command} ${cell.target}`));
+  if (revision) body.append(make("p", `Model revision ${revision}`, "muted"));
   if (cell.cost) {
     const [docs, tokens, seconds, peak, device] = cell.cost;
     body.append(make("h3", "Cost of encoding"), make("p",
       `${docs.toLocaleString("en")} texts, ${tokens.toLocaleString("en")} tokens in ${seconds.toLocaleString("en")} s on ${device}: `
       + `${Math.round(docs / seconds).toLocaleString("en")} texts/s` + (peak === null ? "." : `, at most ${Math.round(peak).toLocaleString("en")} MB.`)));
   }
-  const rows = document.querySelectorAll(`#verdict-table tr[data-cell="${model},${column}"]`);
-  if (rows.length) {
-    body.append(make("h3", "Published"), verdictTable(rows));
-  }
-  if (cell.target) body.append(make("h3", "How to reproduce"), commandLine(`${data.command} ${cell.target}`));
   byId("cell").showModal();
 }
 
@@ -160,25 +161,31 @@ function commandLine(text) {
   return box;
 }
 
+// A row for each protocol, a column for each measure that any of them names.
 function protocolTable(cell) {
   const box = make("div", undefined, "scroll"), table = make("table"), head = make("tr");
-  ["Protocol", "Measure", "Mean", "95% interval"].forEach((name, i) => {
-    const th = make("th", name, i > 1 ? "n" : "");
+  const measures = [...new Set(Object.values(cell.protocols).flatMap((rows) => rows.map(([name]) => name)))];
+  for (const name of ["Protocol", ...measures]) {
+    const th = make("th", name);
     th.scope = "col";
     head.append(th);
-  });
+  }
   table.createTHead().append(head);
   const body = table.createTBody();
-  for (const [protocol, metrics] of Object.entries(cell.protocols)) {
-    for (const [metric, value, low, high] of metrics) {
-      const row = body.insertRow();
-      row.append(make("td", protocol + (protocol === cell.default ? " (default)" : "")), make("td", metric));
-      row.append(make("td", value === null ? "–" : value.toFixed(5), "n"));
-      row.append(make("td", low === null ? "–" : `${low.toFixed(4)}–${high.toFixed(4)}`, "n"));
-    }
+  for (const [protocol, rows] of Object.entries(cell.protocols)) {
+    const row = body.insertRow(), title = make("th", protocol), found = new Map(rows.map(([name, ...rest]) => [name, rest]));
+    title.scope = "row";
+    if (protocol === cell.default) title.append(" ", make("span", "default", "muted"));
+    row.append(title, ...measures.map((name) => meanCell(found.get(name))));
   }
   box.append(table);
   return box;
+}
+
+function meanCell([value, low, high] = [null, null, null]) {
+  const cell = make("td", value === null ? "–" : value.toFixed(5), "mean");
+  if (low !== null) cell.append(make("small", `${low.toFixed(4)}–${high.toFixed(4)}`));
+  return cell;
 }
 
 function explorer() {
