@@ -1,6 +1,7 @@
 """Write a dataset as validated Parquet: python prepare_dataset.py --spec SPEC.json --output DIR"""
 
 import argparse
+import os
 from pathlib import Path
 
 from embedrepro.datasets.prepare import prepare
@@ -13,6 +14,7 @@ def main() -> None:
     parser.add_argument("--spec", type=Path, required=True, help="JSON: name, source, splits, …")
     parser.add_argument("--output", type=Path, required=True, help="the dataset's folder")
     args = parser.parse_args()
+    os.environ.setdefault("USE_TORCH", "NO")  # `datasets` would import torch and never use it
     facts = prepare(read_json(args.spec), args.output)
     print(f"{facts['name']}: {facts['documents']:,} passages")
     for split, counts in facts["splits"].items():
