@@ -90,7 +90,7 @@ PROTOCOLS = {
         # trec_eval -c, -l 2 on TREC DL; --remove-query on BEIR and BRIGHT, not on MS MARCO.
         Protocol(
             "pyserini",
-            (("beir/*", True), ("bright/*", True), ("*", False)),
+            (("beir/*", True), ("cqadupstack/*", True), ("bright/*", True), ("*", False)),
             False,
             None,
             frozenset(),
@@ -103,7 +103,7 @@ PROTOCOLS = {
         # corpus has titles added, and it joins titles and cuts at 512 tokens unless told otherwise.
         Protocol(
             "flagembedding",
-            (("beir/*", True), ("*", False)),
+            (("beir/*", True), ("cqadupstack/*", True), ("*", False)),
             False,
             1,
             _ALL - {"RR", "R_cap"},
