@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,22 @@ def download_model(spec: dict[str, Any], output: Path, cache: Path | None = None
             "digest": digest(hashes),
         }
         write_json(folder / MANIFEST, manifest)
+        check_replaceable(output, hashes)
         with atomic(output) as temporary:
             shutil.move(folder, temporary)
         remove(scratch)
     return manifest
+
+
+def check_replaceable(output: Path, names: Container[str]) -> None:
+    """Refuse to replace a folder that holds anything but files of this model.
+
+    A workflow makes the folder before the job, and deletes only the manifest before it repeats it.
+    """
+    for path in output.rglob("*"):
+        name = path.relative_to(output).as_posix()
+        if not path.is_dir() and name not in names:
+            raise UserError(f"{output}: holds '{printable(name)}', no file of this model; move it")
 
 
 @contextmanager

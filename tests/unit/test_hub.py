@@ -492,6 +492,20 @@ def test_a_folder_is_linked_where_it_is_large_and_copied_where_it_is_small(tmp_p
     assert same == ["model.safetensors"]
 
 
+def test_a_folder_without_manifest_makes_way_but_nobody_s_files_do(tmp_path):
+    local, output = write(tmp_path / "local", files()), tmp_path / "store" / "m"
+    output.mkdir(parents=True)
+    take(local, output)
+    (output / "manifest.json").unlink()
+    (output / "vocab.txt").write_bytes(b"changed")
+    take(local, output)
+    assert (output / "vocab.txt").read_bytes() == files()["vocab.txt"]
+    mine = write(tmp_path / "mine", {"thesis.txt": b"x", "config.json": b"{}"})
+    with pytest.raises(UserError, match="'thesis.txt', no file of this model"):
+        take(local, mine)
+    assert everything(mine) == {"thesis.txt": b"x", "config.json": b"{}"}
+
+
 SHARDS = {"model-00001-of-00002.safetensors": weights(4, 1)}
 SHARDS |= {"model-00002-of-00002.safetensors": save({"last": np.ones(3)})}
 INDEX = {"embed.weight": "model-00001-of-00002.safetensors"}
