@@ -283,7 +283,8 @@ def sentence_transformers(snapshot: Path) -> tuple[str, dict[str, Any]]:
     transformer = json_object(snapshot / "sentence_bert_config.json", {})
     if length := transformer.get("max_seq_length"):
         facts["max_length"] = length
-    check({"max_length": facts.get("max_length")}, f"{snapshot}/sentence_bert_config.json")
+    plain = {fact: value for fact, value in facts.items() if not isinstance(value, Refusal)}
+    check(plain, f"{snapshot}: sentence-transformers files")
     return "modules.json and the files it names", facts
 
 
@@ -314,7 +315,7 @@ def st_pooling(config: dict[str, Any]) -> dict[str, Any]:
     modes = config.get("pooling_mode")
     if modes is None:
         modes = [mode for flag, mode in ST_FLAGS.items() if config.get(flag)] or ["mean"]
-    modes = [modes] if isinstance(modes, str) else list(modes)
+    modes = modes if isinstance(modes, list) else [modes]
     facts: dict[str, Any] = {"include_prompt": config.get("include_prompt", True)}
     if len(modes) == 1 and modes[0] in ST_POOLING:
         return facts | {"pooling": ST_POOLING[modes[0]]}

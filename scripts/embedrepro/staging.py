@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from .architectures import native_class
 from .errors import UserError, printable
 from .facts import hidden_size, json_object, resolve, template_end
@@ -60,8 +62,7 @@ def stage(
     config = configuration(snapshot)
     weights = weight_files(snapshot, spec.get("allow_pickle", False))
     refuse_pointers(snapshot, [*weights, *VOCABULARIES])
-    if not any((snapshot / name).is_file() for name in VOCABULARIES):
-        raise UserError(f"{snapshot}: no tokenizer (none of {', '.join(VOCABULARIES)})")
+    refuse_bad_tokenizer(snapshot)
     facts, decisions = resolve(spec, snapshot)
     if hidden_size(config) is None:
         raise UserError(f"{snapshot}/config.json: states no hidden_size")
@@ -140,6 +141,8 @@ def configuration(snapshot: Path) -> dict[str, Any]:
     config = json_object(path)
     if not isinstance(config.get("model_type"), str):
         raise UserError(f"{path}: no model_type; not a transformers model")
+    if not isinstance(config.get("auto_map") or {}, dict):
+        raise UserError(f"{path}: auto_map is not a table")
     if config.get("is_encoder_decoder"):
         raise UserError(f"{path}: an encoder-decoder ({config['model_type']}) is not supported")
     return config
@@ -191,6 +194,17 @@ def refuse_pointers(snapshot: Path, names: Iterable[str]) -> None:
             size = path.stat().st_size
             if len(head) < 9 or head[8:] != b"{" or int.from_bytes(head[:8], "little") > size - 8:
                 raise UserError(f"{path}: not a whole safetensors file; download again")
+
+
+def refuse_bad_tokenizer(snapshot: Path) -> None:
+    if not any((snapshot / name).is_file() for name in VOCABULARIES):
+        raise UserError(f"{snapshot}: no tokenizer (none of {', '.join(VOCABULARIES)})")
+    path = snapshot / "tokenizer.json"
+    if path.is_file():
+        try:
+            Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise UserError(f"{path}: not a tokenizer ({printable(error)})") from None
 
 
 def choose_code(
