@@ -1,9 +1,9 @@
 """Score one run file: every metric, per query and mean with an interval, under each protocol.
 
 spec.json: {"model_id", "model", "revision", "dataset", "split", "metrics": [...],
-"default_protocol", "protocols": [...], "ignore_identical_ids", "relevance_threshold", "facts": {}}.
-May be left out: default_protocol (trec_eval), protocols (no further one), ignore_identical_ids and
-relevance_threshold (what dataset.json says), facts (nothing known; verdicts.py says what counts).
+"default_protocol": "trec_eval", "protocols": [...], "ignore_identical_ids", "relevance_threshold",
+"top_k", "facts": {}}. From default_protocol on all may be left out: no further protocol, what
+dataset.json says, the run's depth, facts as --encoded and dataset.json tell (see verdicts.py).
 """
 
 import argparse
@@ -20,6 +20,13 @@ def main() -> None:
     parser.add_argument("--spec", required=True, help="JSON, see above")
     parser.add_argument("--output", required=True, help="scores, .json")
     parser.add_argument("--per-query", required=True, help="query_id metric value, .tsv")
+    parser.add_argument(
+        "--encoded",
+        nargs="*",
+        default=[],
+        metavar="SIDECAR",
+        help="sidecars of the query and passage embeddings that the run was made from",
+    )
     args = parser.parse_args()
     scoring.score_run(args.run, args.dataset, args.split, args.spec, args.output, args.per_query)
 

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from . import protocols
 from .errors import UserError
 from .files import read_json, write_json, write_text
 from .metrics import parse
+from .runs import iter_listed
 
 # family -> MTEB's name (mteb/_evaluators/retrieval_metrics.py, make_score_dict, mteb 2.26.24)
 MTEB_NAMES = {
@@ -75,8 +75,6 @@ def export_flagembedding(run: Path | str, spec_path: Path | str, output: Path | 
     missing = [key for key in keys if key not in spec]
     if missing:
         raise UserError(f"{spec_path}: lacks {', '.join(missing)}")
-    hits = protocols.read_run(run)
-    results = {h.query: dict(zip(h.docs, h.scores.tolist(), strict=True)) for h in hits}
     # Not write_json: it sorts, and FlagEmbedding's MRR breaks ties by the order it reads.
-    found = {key: spec[key] for key in keys} | {"search_results": results}
+    found = {key: spec[key] for key in keys} | {"search_results": dict(iter_listed(run))}
     write_text(output, json.dumps(found, ensure_ascii=False))

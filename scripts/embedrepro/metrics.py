@@ -13,8 +13,8 @@ import numpy as np
 
 from .errors import UserError, printable
 
-Run = Mapping[str, Mapping[str, float]]
-Qrels = Mapping[str, Mapping[str, int]]
+Run = Mapping[str, dict[str, float]]
+Qrels = Mapping[str, dict[str, int]]
 
 # family -> (trec_eval's name without a cut-off, with one); None: the family has no such form
 FAMILIES: dict[str, tuple[str | None, str | None]] = {
@@ -109,7 +109,7 @@ def _trec_eval(qrels: Qrels, run: Run, measures: Iterable[Measure], rel: int) ->
     # A grade below 0 counts as 0 in every measure here, but trec_eval's ndcg reads past its table
     # of gains, and may never return, when a query has no other grade.
     judged = {q: {d: max(g, 0) for d, g in qrels[q].items()} for q in qrels if q in run}
-    ranked = {query: dict(run[query]) for query in judged}
+    ranked = {query: run[query] for query in judged}
     return pytrec_eval.RelevanceEvaluator(judged, wanted, relevance_level=rel).evaluate(ranked)
 
 

@@ -6,10 +6,10 @@ lines they were read in: trec_eval flags of `pyserini/2cr/{msmarco,beir}.py` (Py
 and `custom_metrics.py` (beir 2.2.0), `FlagEmbedding/abc/evaluation/{searcher,utils}.py` (1.4.2).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class Protocol:
     answered: families averaged over the queries that the run answers, not over all judged ones.
     listed: families whose ties keep the run file's order; the rest rank as trec_eval does.
     decimals: means are rounded to so many; None: not at all.
+    depth: hits that count, whatever the run holds; None: as many as the search was asked for.
     encoding: what this tool feeds the model unless a row of `published.tsv` says otherwise.
     """
 
@@ -44,7 +45,7 @@ class Protocol:
     listed: frozenset[str]
     decimals: int | None
     encoding: Mapping[str, Any]
-    depth: int = 1000
+    depth: int | None = 1000
 
     def measure(self, asked: Measure, dataset_threshold: int) -> Measure:
         """What this protocol computes when `asked`: the name states the threshold it uses."""
@@ -71,7 +72,7 @@ PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         # Ours: trec_eval -c; the dataset's entry decides on identical ids and the threshold.
-        Protocol(DEFAULT, (("*", None),), True, None, frozenset(), frozenset(), None, {}),
+        Protocol(DEFAULT, (("*", None),), True, None, frozenset(), frozenset(), None, {}, None),
         # Drops where the task's class says so, in the evaluator, so after the search's top 1000.
         Protocol(
             "mteb",
@@ -134,59 +135,27 @@ def named(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-@dataclass(frozen=True)
-class Hits:
-    """One query's hits in the order the run lists them: `docs` (n) ids, `scores` float64 (n)."""
-
-    query: str
-    docs: list[str]
-    scores: np.ndarray
-
-
-def read_run(path: Path | str) -> Iterator[Hits]:
-    """Stream a six-column TREC run, one query at a time; a broken line is named by number."""
-    query, docs, scores, done = None, [], [], set()
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            fields = line.split()
-            try:
-                qid, _, doc, _, score, _ = fields
-                value = float(score)
-            except ValueError:
-                raise UserError(
-                    f"{path}:{number}: not `qid Q0 docid rank score tag`: {printable(line, 60)}"
-                ) from None
-            if qid != query:
-                if query is not None:
-                    yield _hits(path, query, docs, scores)
-                    done.add(query)
-                if qid in done:
-                    raise UserError(f"{path}:{number}: query {qid} comes a second time; sort by it")
-                query, docs, scores = qid, [], []
-            docs.append(doc)
-            scores.append(value)
-    if query is not None:
-        yield _hits(path, query, docs, scores)
+def ranking(
+    query: str, scores: dict[str, float], protocol: Protocol, drop: bool, top_k: int | None = None
+) -> dict[str, float]:
+    """What the protocol scores of `scores`, which come best first: {document id: score}."""
+    own = drop and query in scores
+    keep = protocol.depth or top_k
+    if own and protocol.before_cut and keep is not None:
+        keep += query in islice(scores, keep)
+    if own or (keep is not None and len(scores) > keep):
+        return {
+            doc: score for doc, score in islice(scores.items(), keep) if not own or doc != query
+        }
+    return scores
 
 
-def _hits(path: Path | str, query: str, docs: list[str], scores: list[float]) -> Hits:
-    if len(set(docs)) != len(docs):
-        raise UserError(f"{path}: query {query} lists a document twice; a run holds each once")
-    values = np.array(scores)
-    if not np.isfinite(values).all():
-        raise UserError(f"{path}: query {query} has a score that is no finite number")
-    return Hits(query, docs, values)
-
-
-def rank(hits: Hits, protocol: Protocol, drop: bool) -> tuple[list[str], list[float]]:
-    """The documents and scores that the protocol scores, best first, ties as the run lists them."""
-    order = sorted(range(len(hits.docs)), key=lambda i: -hits.scores[i])
-    if drop and protocol.before_cut:
-        order = [i for i in order if hits.docs[i] != hits.query]
-    order = order[: protocol.depth]
-    if drop:
-        order = [i for i in order if hits.docs[i] != hits.query]
-    return [hits.docs[i] for i in order], [float(hits.scores[i]) for i in order]
+def best_first(scores: dict[str, float]) -> dict[str, float]:
+    """The same hits by score descending, ties in the order given."""
+    values = np.fromiter(scores.values(), np.float64, len(scores))
+    if (values[1:] <= values[:-1]).all():
+        return scores
+    return dict(sorted(scores.items(), key=lambda hit: -hit[1]))
 
 
 @dataclass(frozen=True)
@@ -209,18 +178,20 @@ class Scores:
 
 
 def score(
-    run: Iterator[Hits],
+    run: Iterable[tuple[str, dict[str, float]]],
     qrels: metrics.Qrels,
     asked: Sequence[Measure],
     names: Sequence[str],
     dataset: str = "",
     drop_identical: bool = False,
     threshold: int = 1,
+    top_k: int | None = None,
 ) -> dict[str, Scores]:
     """Score a run under each protocol in `names`, in one pass over it.
 
-    `drop_identical` and `threshold` are what the entry of `dataset` says. Queries without
-    judgements are passed over, as trec_eval does.
+    `run` yields (query id, {document id: score}), as `runs.iter_listed` does; queries without
+    judgements are passed over, as trec_eval does. `drop_identical` and `threshold` are what the
+    entry of `dataset` says; `top_k` is the depth of a protocol that names none (None: the run's).
     """
     index = {query: row for row, query in enumerate(qrels)}
     results = {}
@@ -229,45 +200,29 @@ def score(
         measures = list(dict.fromkeys(protocol.measure(m, threshold) for m in asked))
         values = np.zeros((len(qrels), len(measures)))
         results[name] = Scores(list(qrels), measures, values, np.zeros(len(qrels), bool))
-    for block in _blocks(hits for hits in run if hits.query in index):
-        judged = {hits.query: qrels[hits.query] for hits in block}
-        rows = [index[query] for query in judged]
+    judged = ((query, best_first(scores)) for query, scores in run if query in index)
+    while block := dict(islice(judged, BLOCK)):
+        rows = [index[query] for query in block]
+        grades = {query: qrels[query] for query in block}
         for name, result in results.items():
             protocol = PROTOCOLS[name]
             drop = protocol.drops(dataset, drop_identical)
-            ranked = {hits.query: rank(hits, protocol, drop) for hits in block}
-            result.values[rows] = _score_block(judged, ranked, result.measures, protocol)
+            ranked = {q: ranking(q, hits, protocol, drop, top_k) for q, hits in block.items()}
+            result.values[rows] = _score_block(grades, ranked, result.measures, protocol)
             result.answered[rows] = True
     return results
 
 
-def _blocks(run: Iterator[Hits]) -> Iterator[list[Hits]]:
-    block = []
-    for hits in run:
-        block.append(hits)
-        if len(block) == BLOCK:
-            yield block
-            block = []
-    if block:
-        yield block
-
-
 def _score_block(
-    qrels: metrics.Qrels,
-    ranked: Mapping[str, tuple[list[str], list[float]]],
-    measures: Sequence[Measure],
-    protocol: Protocol,
+    qrels: metrics.Qrels, run: metrics.Run, measures: Sequence[Measure], protocol: Protocol
 ) -> np.ndarray:
     """float64 (queries, measures) of one block of queries."""
     values = np.empty((len(qrels), len(measures)))
-    listed = np.array([measure.family in protocol.listed for measure in measures], bool)
-    for as_listed in set(listed.tolist()):
-        columns = np.flatnonzero(listed == as_listed)
-        run = {
-            query: dict(zip(docs, range(len(docs), 0, -1) if as_listed else scores, strict=True))
-            for query, (docs, scores) in ranked.items()
-        }
-        if as_listed:  # a score per rank: no ties are left for trec_eval to break
-            run = {query: {d: float(s) for d, s in hits.items()} for query, hits in run.items()}
-        values[:, columns] = metrics.per_query(qrels, run, [measures[c] for c in columns])
+    listed = [c for c, measure in enumerate(measures) if measure.family in protocol.listed]
+    others = [c for c in range(len(measures)) if c not in listed]
+    if others:
+        values[:, others] = metrics.per_query(qrels, run, [measures[c] for c in others])
+    if listed:  # a score for each rank leaves trec_eval no ties to break
+        run = {q: {doc: -rank for rank, doc in enumerate(hits)} for q, hits in run.items()}
+        values[:, listed] = metrics.per_query(qrels, run, [measures[c] for c in listed])
     return values

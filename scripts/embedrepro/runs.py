@@ -91,22 +91,31 @@ def _check_field(text: str, what: str) -> None:
 def iter_run(path: Path | str) -> Iterator[Ranking]:
     """Read a TREC run query by query, each query's lines put into trec_eval's order.
 
+    Raises what `iter_listed` raises.
+    """
+    for query, scores in iter_listed(path):
+        yield ranked(query, scores)
+
+
+def iter_listed(path: Path | str) -> Iterator[tuple[str, dict[str, float]]]:
+    """Read a TREC run query by query: its id, and {document id: score} as the file lists them.
+
     Raises `UserError` naming file and line for a malformed line, a score that is not finite, a
     document twice in one query, or a query whose lines are not together.
     """
     seen: set[str] = set()
     for query, lines in groupby(_lines(path), key=lambda line: line[1]):
-        ranking: dict[str, float] = {}
+        scores: dict[str, float] = {}
         for number, _, doc, score in lines:
-            if query in seen or doc in ranking:
+            if query in seen or doc in scores:
                 what = "query" if query in seen else "document"
                 raise UserError(
                     f"{path}:{number}: {what} {printable(query if query in seen else doc)} comes "
                     "a second time; a run lists a query's documents once and together"
                 )
-            ranking[doc] = score
+            scores[doc] = score
         seen.add(query)
-        yield ranked(query, ranking)
+        yield query, scores
 
 
 def ranked(query: str, scores: dict[str, float]) -> Ranking:

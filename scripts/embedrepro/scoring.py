@@ -1,5 +1,6 @@
 """From a run file and a prepared dataset to the scores that tables, verdicts and tests read."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from . import metrics, protocols
 from .errors import UserError, printable
 from .files import read_json, write_json, write_text
+from .runs import iter_listed
 
 PASSED_ON = ("model_id", "model", "revision", "dataset", "split")
 
@@ -33,8 +35,12 @@ def score_run(
     spec_path: Path | str,
     output: Path | str,
     per_query: Path | str,
+    encoded: Iterable[Path | str] = (),
 ) -> None:
     """Write `output` (scores JSON) and `per_query` (TSV of the default protocol).
+
+    `encoded` are sidecars of the embeddings that the run was made from, one of each role: what they
+    say of prompts and lengths joins the facts, as do the dataset's title rule and revision.
 
     Scores JSON: the spec's model_id, model, revision, dataset, split and facts; queries (judged),
     answered, relevance_threshold, ignore_identical_ids, default_protocol and
@@ -51,14 +57,14 @@ def score_run(
     shown = spec.get("default_protocol", protocols.DEFAULT)
     names = list(dict.fromkeys([shown, *spec.get("protocols", [])]))
     qrels = read_qrels(dataset, split)
-    scores = protocols.score(
-        protocols.read_run(run), qrels, asked, names, spec["dataset"], drops, threshold
-    )
+    found = iter_listed(run)
+    rules = spec["dataset"], drops, threshold, spec.get("top_k")
+    scores = protocols.score(found, qrels, asked, names, *rules)
 
     default = scores[shown]
     write_text(per_query, _per_query_table(default))
     result = {key: spec[key] for key in PASSED_ON} | {
-        "facts": spec.get("facts", {}),
+        "facts": known_facts(about, encoded) | spec.get("facts", {}),
         "queries": len(qrels),
         "answered": int(default.answered.sum()),
         "relevance_threshold": threshold,
@@ -67,6 +73,21 @@ def score_run(
         "protocols": {name: summarise(scores[name], protocols.named(name)) for name in names},
     }
     write_json(output, result)
+
+
+def known_facts(about: dict[str, Any], encoded: Iterable[Path | str]) -> dict[str, Any]:
+    """What a published number must share to be comparable, as far as files tell."""
+    source = about.get("source")
+    revision = source.get("revision") if isinstance(source, dict) else None
+    facts: dict[str, Any] = {"title": about.get("title"), "dataset_revision": revision}
+    facts["max_length"] = {}
+    for path in encoded:
+        sidecar = read_json(path)
+        role, settings = sidecar["role"], sidecar["settings"]
+        prompt = settings[f"{role}_prompt"]
+        facts[f"{role}_prompt"] = prompt.replace("{task}", sidecar.get("instruction") or "")
+        facts["max_length"][role] = settings["max_length"][role]
+    return facts
 
 
 def _per_query_table(scores: protocols.Scores) -> str:

@@ -4,7 +4,7 @@ import json
 
 import protocol_example as example
 import pytest
-from embedrepro import metrics, protocols, scoring
+from embedrepro import metrics, protocols, runs, scoring
 from embedrepro.errors import UserError
 
 ASKED = ["nDCG@10", "RR@10", "R@1000", "AP@10", "R_cap@10", "P@10"]
@@ -58,7 +58,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scored(run):
-    hits = protocols.read_run(run)
+    hits = runs.iter_listed(run)
     asked = [metrics.parse(name) for name in ASKED]
     names = list(protocols.PROTOCOLS)
     return protocols.score(hits, example.QRELS, asked, names, "made-up", True, 2)
@@ -117,23 +117,6 @@ def test_threshold_names_the_metric():
     assert str(pyserini.measure(metrics.parse("nDCG@10"), 2)) == "nDCG@10"
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("q Q0 d 1 0.5\n", "1: not `qid"),
-        ("q Q0 d 1 x tag\n", "1: not `qid"),
-        ("q Q0 d 1 nan tag\n", "no finite number"),
-        ("q Q0 d 1 1 t\nq Q0 d 2 0.5 t\n", "a document twice"),
-        ("q Q0 d 1 1 t\nr Q0 d 1 1 t\nq Q0 e 2 0.5 t\n", "3: query q comes a second time"),
-    ],
-)
-def test_broken_runs_are_named(tmp_path, text, words):
-    path = tmp_path / "broken.trec"
-    path.write_text(text)
-    with pytest.raises(UserError, match=words):
-        list(protocols.read_run(path))
-
-
 def test_unknown_protocol_lists_the_known():
     with pytest.raises(UserError, match="allowed: trec_eval, mteb, pyserini, flagembedding, beir"):
         protocols.named("anserini")
@@ -143,7 +126,7 @@ def test_blocks_do_not_change_scores(run, scored, monkeypatch):
     monkeypatch.setattr(protocols, "BLOCK", 1)
     asked = [metrics.parse(name) for name in ASKED]
     again = protocols.score(
-        protocols.read_run(run), example.QRELS, asked, ["beir"], "made-up", True, 2
+        runs.iter_listed(run), example.QRELS, asked, ["beir"], "made-up", True, 2
     )
     assert (again["beir"].values == scored["beir"].values).all()
     assert (again["beir"].answered == scored["beir"].answered).all()
