@@ -463,16 +463,15 @@ def write_sentence_transformers(
 
 
 def verify_code(staged: Path) -> dict[str, Any]:
-    """Read stage.json and check that the code files are the ones that were staged."""
+    """Read stage.json; check that the code, and the config that names it, are as staged."""
     staged = Path(staged)
     record = json_object(staged / "stage.json")
+    expected = record["code"] | {"config.json": record["files"]["config.json"]["sha256"]}
     present = {path.relative_to(staged).as_posix() for path in staged.rglob("*.py")}
-    for name in sorted(present | set(record["code"])):
-        expected = record["code"].get(name)
-        if name not in present or sha256(staged / name) != expected:
-            raise UserError(
-                f"{staged / name}: not the code that was staged; delete the folder and run again"
-            )
+    for name in sorted(present | set(expected)):
+        path = staged / name
+        if not path.is_file() or sha256(path) != expected.get(name):
+            raise UserError(f"{path}: not what was staged; delete the folder and run again")
     return record
 
 

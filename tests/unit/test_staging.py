@@ -123,12 +123,12 @@ def test_changed_or_added_code_is_refused_at_load(staged_custom):
     assert verify_code(staged_custom)["code"]
     extra = staged_custom / "helper.py"
     extra.write_text("")
-    with pytest.raises(UserError, match="helper.py: not the code that was staged"):
+    with pytest.raises(UserError, match="helper.py: not what was staged"):
         verify_code(staged_custom)
     extra.unlink()
     with open(staged_custom / "modeling_tiny.py", "a") as file:
         file.write("# other code\n")
-    with pytest.raises(UserError, match="modeling_tiny.py: not the code"):
+    with pytest.raises(UserError, match="modeling_tiny.py: not what was"):
         load_engine(staged_custom, {}, "cpu")
 
 

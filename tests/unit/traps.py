@@ -42,23 +42,24 @@ class TinyModel(PreTrainedModel):
     def forward(self, input_ids=None, attention_mask=None, return_dict=True, **kwargs):
         x = self.embed(input_ids)
         # SCALE
-        scores = self.key(x) @ x.transpose(1, 2)
         padded = attention_mask is not None and bool((attention_mask == 0).any())
         causal = True
+        hidden = torch.zeros(x.shape[1], x.shape[1], dtype=torch.bool)
         if causal:
-            length = x.shape[1]
-            later = torch.ones(length, length, dtype=torch.bool).triu(1)
-            scores = scores.masked_fill(later, -1e4)
+            hidden = torch.ones_like(hidden).triu(1)
         if padded:
-            scores = scores.masked_fill(attention_mask[:, None] == 0, -1e4)
-        return BaseModelOutput(last_hidden_state=x + scores.softmax(-1) @ x)
+            hidden = hidden | (attention_mask[:, None] == 0)
+        for _ in range(2):
+            scores = self.key(x) @ x.transpose(1, 2) / 16
+            x = x + scores.masked_fill(hidden, -1e4).softmax(-1) @ x
+        return BaseModelOutput(last_hidden_state=x)
 """
 # name of the trap -> what is replaced in CODE by what
 TRAPS = {
     None: [],
     "bidirectional": [("causal = True", "causal = False")],
     "mixed": [("causal = True", "causal = padded")],
-    "nan": [
+    "buffers": [
         (
             "# BUFFER",
             'self.register_buffer("scale", torch.linspace(0.5, 1.5, config.hidden_size), '
@@ -67,7 +68,10 @@ TRAPS = {
         ("# SCALE", "x = x * self.scale"),
     ],
     "padding": [("if padded:", "if False:")],
-    "random": [("# SCALE", "x = x + torch.rand(1) * 0.01")],
+    "unrepeatable": [
+        ("# BUFFER", "import random; self.noise = random.random()"),
+        ("# SCALE", "x = x + self.noise"),
+    ],
 }
 
 
