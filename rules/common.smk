@@ -77,6 +77,7 @@ STAGE = f"{STORE}/models/staged/{{model}}-{{key}}/stage.json"
 DATASET = f"{STORE}/datasets/{{dataset}}-{{key}}"
 EMBEDDINGS = f"{STORE}/embeddings/{{dataset}}/{{model}}-{{key}}"
 HITS = f"{STORE}/hits/{{dataset}}/{{model}}-{{key}}"
+RERANKED = f"{STORE}/reranked/{{dataset}}/{{model}}-{{key}}"
 # Environments bring a python of their own; without them it is the one that runs Snakemake.
 DEPLOYED = bool(workflow.deployment_settings.deployment_method)
 PYTHON = "python" if DEPLOYED else shlex.quote(sys.executable)
@@ -165,6 +166,33 @@ def hits(model, dataset, split):
     ]
 
 
+def reranked(model, dataset, split):
+    """The scores of every shard of a reranking."""
+    key = EXPERIMENT.run_key(model, dataset)
+    folder = RERANKED.format(dataset=dataset.slug, model=model.slug, key=key)
+    shards = model.options["shards"]
+    return [f"{folder}/{split}-{i}-of-{shards}.parquet" for i in range(shards)]
+
+
+def rerank_spec(wildcards):
+    unwanted = ("run", "shards")
+    options = of_model(wildcards).options
+    value = {k: v for k, v in options.items() if k not in unwanted}
+    return spec(f"rerank-{wildcards.model}", value)
+
+
+def fusion_spec(wildcards):
+    options = of_model(wildcards).options
+    value = {k: v for k, v in options.items() if k != "runs"}
+    return spec(f"fuse-{wildcards.model}", value)
+
+
+def of_kind(kind):
+    """A pattern of the models of one kind, and of nothing where there are none."""
+    slugs = [model.slug for model in EXPERIMENT.models.values() if model.kind == kind]
+    return "|".join(slugs) or "(?!)"
+
+
 def rows():
     """Every row of the report: a model, a dataset and a split."""
     for model in EXPERIMENT.models.values():
@@ -181,10 +209,11 @@ def score_file(model, dataset, split, suffix=".json"):
     return f"{RESULTS}/scores/{dataset.slug}/{split}/{model.slug}{suffix}"
 
 
-def runs_of(model_ids, dataset, split):
-    """The run files of some rows, given by id."""
+def ingredient_runs(wildcards):
+    """The runs that a fusion or a reranking is made from."""
     by_id = {model.id: model for model in EXPERIMENT.models.values()}
-    return [run_file(by_id[i], dataset, split) for i in model_ids]
+    names = EXPERIMENT.ingredients(of_model(wildcards))
+    return [run_file(by_id[i], of_dataset(wildcards), wildcards.split) for i in names]
 
 
 def embedding_sidecars():
@@ -198,14 +227,14 @@ def embedding_sidecars():
 
 def report_inputs():
     """What the report is made from, as the report's script expects it."""
-    weighty = [m for m in EXPERIMENT.models.values() if m.stage_key]
+    dense = [m for m in EXPERIMENT.models.values() if m.kind == "dense"]
     return {
         "scores": [score_file(*row) for row in rows()],
         "per_query": [score_file(*row, ".per_query.tsv") for row in rows()],
         "runs": [run_file(*row) for row in rows()],
         "verdicts": f"{RESULTS}/verdicts.tsv",
         "comparisons": f"{RESULTS}/comparisons.json",
-        "stages": [staged(model) for model in weighty],
+        "stages": [staged(model) for model in dense],
         "embeddings": embedding_sidecars(),
         "datasets": [prepared(dataset) for dataset in EXPERIMENT.datasets.values()],
     }

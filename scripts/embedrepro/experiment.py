@@ -107,18 +107,25 @@ class Experiment:
         options = entry.get(kind, {})
         if kind in ("bm25", "fuse"):
             return Model(entry["id"], slug, kind, options)
-        given = {k: v for k, v in entry.items() if k in keys.STAGE_FACTS + keys.ENCODE_FACTS}
-        if isinstance(given.get("max_length"), int):
-            given["max_length"] = dict.fromkeys(("query", "passage"), given["max_length"])
         source_spec = self._source_spec(entry, slug, known)
-        stage_spec = source_spec | {
-            "trust_remote_code": entry.get("trust_remote_code", False),
-            "facts": {k: v for k, v in given.items() if k in keys.STAGE_FACTS},
-            "registry": known,
-        }
         identity = self._identity(source_spec["source"])
         pins = source_spec["sha256"], source_spec["allow_pickle"]
         source_key = keys.of("download", identity, pins)
+        revision = str(identity.get("revision") or next(iter(identity.values())))
+        trust = entry.get("trust_remote_code", False)
+        if kind == "rerank":
+            options = options | {"trust_remote_code": trust}
+            return Model(
+                entry["id"], slug, kind, options, source_spec, {}, {}, source_key, "", revision
+            )
+        given = {k: v for k, v in entry.items() if k in keys.STAGE_FACTS + keys.ENCODE_FACTS}
+        if isinstance(given.get("max_length"), int):
+            given["max_length"] = dict.fromkeys(("query", "passage"), given["max_length"])
+        stage_spec = source_spec | {
+            "trust_remote_code": trust,
+            "facts": {k: v for k, v in given.items() if k in keys.STAGE_FACTS},
+            "registry": known,
+        }
         how = [stage_spec[k] for k in ("trust_remote_code", "facts", "registry")]
         return Model(
             id=entry["id"],
@@ -130,7 +137,7 @@ class Experiment:
             facts={k: v for k, v in given.items() if k in keys.ENCODE_FACTS},
             source_key=source_key,
             stage_key=keys.of("stage", entry["id"], source_key, how),
-            revision=str(identity.get("revision") or next(iter(identity.values()))),
+            revision=revision,
         )
 
     def _source_spec(
@@ -259,9 +266,20 @@ class Experiment:
         both = self.corpus_key(model, dataset), self.query_key(model, dataset)
         return keys.of("search", *both, self.top_k)
 
+    def run_key(self, model: Model, dataset: Dataset) -> str:
+        """The key of a row's run; it holds the keys of the runs that it is made from."""
+        if model.kind == "dense":
+            return self.hits_key(model, dataset)
+        by_id = {m.id: m for m in self.models.values()}
+        parts = [self.run_key(by_id[i], dataset) for i in self.ingredients(model)]
+        weights = model.source_key
+        options = {k: v for k, v in model.options.items() if k != "shards"}
+        return keys.of(model.kind, dataset.key, self.top_k, options, weights, parts)
+
     def encode_spec(self, model: Model, dataset: Dataset, role: str) -> dict[str, Any]:
         facts = keys.role_facts(model.facts, role)
-        return {"facts": facts, "instruction": dataset.instruction if role == "query" else None}
+        text = {"title": dataset.spec["title"]} if role == "passage" else {}
+        return {"facts": facts, "instruction": dataset.instruction} | text
 
     def score_spec(self, model: Model, dataset: Dataset, split: str) -> dict[str, Any]:
         evaluate = self.config["evaluate"]

@@ -9,7 +9,16 @@ from typing import Any
 from .files import digest
 
 # Raise a number when the code of that step starts to give other bytes for the same input.
-RECIPE = {"download": 1, "stage": 1, "dataset": 1, "encode": 1, "search": 1, "bm25": 1, "rerank": 1}
+RECIPE = {
+    "download": 1,
+    "stage": 1,
+    "dataset": 1,
+    "encode": 1,
+    "search": 1,
+    "bm25": 1,
+    "fuse": 1,
+    "rerank": 1,
+}
 
 STAGE_FACTS = ("attention", "end_token", "padding_side", "pooling", "normalize")
 ENCODE_FACTS = ("query_prompt", "passage_prompt", "max_length", "dtype", "engine", "dimensions")
