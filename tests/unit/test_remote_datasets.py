@@ -125,10 +125,12 @@ def test_a_repository_in_mteb_layout(run):
     assert "kept as the benchmark has it: 1 empty passages" in done.stdout
 
 
-def test_one_language_of_many(run):
+def test_one_language_of_many_and_no_torch(run, hub):
     parts = {part: f"zh-{part}" for part in ("corpus", "queries", "qrels")}
-    done, folder = run("mteb/y", splits={"dev": "dev"}, **parts)
+    timed = hub.env(PYTHONPROFILEIMPORTTIME="1")
+    done, folder = run("mteb/y", env=timed, splits={"dev": "dev"}, **parts)
     assert done.returncode == 0, done.stderr
+    assert "| datasets\n" in done.stderr and " torch\n" not in done.stderr
     assert rows(folder / "corpus.parquet") == [
         {"id": "d1", "title": "", "text": "潮汐", "chars": 2}
     ]
@@ -156,7 +158,11 @@ def test_flaws_of_a_benchmark_are_counted_and_said(run):
         ("mteb/x", {"splits": {"test": "dev"}}, "configuration default has no split dev; it has"),
         ("mteb/x", {"corpus": "documents"}, "no configuration documents for its corpus; it has"),
         ("mteb/y", {}, "no configuration default or qrels for its qrels; it has de-qrels, de-c"),
-        ("mteb/x", {"revision": "0" * 40}, "dataset mteb/x at 00000000 on the hub: Revision"),
+        (
+            "mteb/x",
+            {"revision": "0" * 40},
+            "dataset mteb/x at 00000000 on the hub: HTTP status 404",
+        ),
     ],
 )
 def test_what_the_hub_lacks_is_said_in_a_line(run, tmp_path, name, change, message):
@@ -164,6 +170,23 @@ def test_what_the_hub_lacks_is_said_in_a_line(run, tmp_path, name, change, messa
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert message in done.stderr
+    assert not list((tmp_path / "store").glob("*"))
+
+
+def test_passing_faults_are_outlasted(run, hub):
+    hub.fail("api/datasets", "429", value=1)
+    hub.fail("corpus.*parquet", "truncate")
+    done, folder = run("mteb/x")
+    assert done.returncode == 0, done.stderr
+    assert "HTTP status 429; again in 1 s" in done.stderr and hub.unspent() == 0
+    assert len(rows(folder / "corpus.parquet")) == len(DOCS)
+
+
+def test_wrong_bytes_are_refused(run, hub, tmp_path):
+    hub.fail("corpus.*parquet", "wrong", times=2)
+    done, _ = run("mteb/x")
+    assert done.returncode == 2
+    assert "on the hub: ArrowInvalid: Parquet magic bytes not found" in done.stderr
     assert not list((tmp_path / "store").glob("*"))
 
 

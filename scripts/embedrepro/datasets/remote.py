@@ -17,7 +17,6 @@ from .records import Judgement, Text, grade, identifier, string
 
 REVISION = re.compile(r"[0-9a-f]{40}")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-PROBE_SECONDS = 10
 BATCH = 1024
 
 
@@ -42,20 +41,25 @@ class Hub:
     def available(self) -> list[str]:
         """The configurations; asks once with a short time limit, so that no hub fails fast."""
         import datasets
-        import huggingface_hub
+        from huggingface_hub import HfApi
+
+        from ..hub_client import TIMEOUT, patiently
+
+        def ask() -> None:
+            HfApi().dataset_info(self.id, revision=self.revision, timeout=TIMEOUT)
 
         try:
-            api = huggingface_hub.HfApi()
-            api.dataset_info(self.id, revision=self.revision, timeout=PROBE_SECONDS)
+            patiently(ask, f"hub {self.id}", first_contact=True)
             return datasets.get_dataset_config_names(self.id, revision=self.revision)
         except Exception as error:  # the libraries below raise anything from OSError to ValueError
             raise self.failure(error) from None
 
     def failure(self, error: Exception) -> UserError:
-        reason = printable(str(error).partition("\n")[0], 300)
+        from ..hub_client import reason
+
         return UserError(
-            f"dataset {self.id} at {self.revision[:8]} on the hub: {type(error).__name__}: "
-            f"{reason}; check the id and the revision, the network, HF_ENDPOINT and HF_TOKEN"
+            f"dataset {self.id} at {self.revision[:8]} on the hub: {reason(error)}; check the id "
+            "and the revision, the network, HF_ENDPOINT and HF_TOKEN"
         )
 
     def config(self, part: str) -> str:
