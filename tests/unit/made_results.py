@@ -254,14 +254,14 @@ def verdicts(made: Made, models: list, datasets: list, inputs: dict) -> str:
             verdict, delta = kinds[(m * 5 + d) % 3 if (m + d) % 4 == 0 else 0]
             source = f"made-org/results@f4cc6c8b365a results/{entry['model']}/Set{d}.json"
             reason = ""
-            cells = [f"{measured - delta:.5f}", f"{measured:.5f}", f"{delta:+.5f}", "0.001"]
+            cells = [f"{measured - delta:.6g}", f"{measured:.6g}", f"{delta:+.5f}", "0.001"]
             if (m + 2 * d) % 5 == 4:
                 verdict = "not comparable"
                 reason = "published with 512 tokens per query, run with 128"
             rows.append(
                 "\t".join(
                     [
-                        *(json.dumps(entry["id"])[1:-1], data["name"], data["split"], "nDCG@10"),
+                        *(" ".join(entry["id"].split()), data["name"], data["split"], "nDCG@10"),
                         *(*cells, verdict, source, "mteb", reason),
                     ]
                 )

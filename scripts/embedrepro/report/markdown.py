@@ -52,6 +52,14 @@ def escape(text: object) -> str:
     return re.sub(r"([\\`*_{}\[\]|#~$@!])", r"\\\1", line)
 
 
+def code(text: object) -> str:
+    """A code span, fenced with more backticks than `text` has in a row."""
+    line = one_line(text)
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
+    space = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{space}{line}{space}{fence}"
+
+
 def verdict_table(report: Report) -> str:
     header = ["verdict", "model", "dataset", "metric", "published", "measured", "Δ", "tolerance"]
     rows = []
@@ -107,11 +115,11 @@ def provenance_list(report: Report) -> str:
     spec = report.spec
     commit = spec.get("git_commit") or "unknown"
     lines = [
-        f"- command: `{one_line(spec['command'])}`",
+        f"- command: {code(spec['command'])}",
         f"- commit: {escape(commit)}{' with uncommitted changes' if spec.get('dirty') else ''}",
         "- versions: " + ", ".join(f"{escape(k)} {escape(v)}" for k, v in spec["versions"].items()),
     ]
     for model in report.models:
-        revision = f" at `{one_line(model.revision)}`" if model.revision else ""
+        revision = f" at {code(model.revision)}" if model.revision else ""
         lines.append(f"- {escape(model.label)}{revision}")
     return "\n".join(lines)
