@@ -37,6 +37,10 @@ def load_engine(
         verify_code(Path(staged))
     # Nothing here may reach for the network: the staged folder is whole.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     if facts.engine == "packed":
         from .packed import PackedEngine as Engine
     else:

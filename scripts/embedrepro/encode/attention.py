@@ -85,9 +85,13 @@ def varlen_forward(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query (1, heads, tokens, size) and so on.
 
-    `module.is_causal` is the staged fact. transformers' sliding windows count the token itself.
+    `module.is_causal` is the staged fact. transformers' sliding windows count the token itself,
+    but not those of a decoder made bidirectional by its config's `is_causal`.
     """
-    left = -1 if sliding_window is None else sliding_window - 1
+    if sliding_window is None:
+        left = -1
+    else:
+        left = sliding_window - getattr(module.config, "is_causal", True)
     right = 0 if module.is_causal else left
     flat = (tensor.transpose(1, 2).squeeze(0) for tensor in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

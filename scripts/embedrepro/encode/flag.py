@@ -2,10 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
 
 import numpy as np
 import torch
+from tqdm import tqdm, trange
 
 from ..errors import UserError
 from . import attention
@@ -30,8 +32,12 @@ class FlagEngine:
     name = "flagembedding"
 
     def __init__(self, facts: Facts, device: str, tokens_per_batch: int | None = None) -> None:
-        from FlagEmbedding.inference.embedder.decoder_only.base import BaseLLMEmbedder
-        from FlagEmbedding.inference.embedder.encoder_only.base import BaseEmbedder
+        from FlagEmbedding.inference.embedder.decoder_only import base as decoder
+        from FlagEmbedding.inference.embedder.encoder_only import base as encoder
+
+        for module in (decoder, encoder):  # one progress bar is enough
+            module.tqdm = partial(tqdm, disable=True)
+            module.trange = partial(trange, disable=True)
 
         self.facts = facts
         self.device = torch.device(device)
@@ -40,7 +46,7 @@ class FlagEngine:
         default = CUDA_BUDGET if self.device.type == "cuda" else CPU_BUDGET
         self.tokens_per_batch = tokens_per_batch or default
         last_token = facts.pooling == "last_token"
-        self.embedder = (BaseLLMEmbedder if last_token else BaseEmbedder)(
+        self.embedder = (decoder.BaseLLMEmbedder if last_token else encoder.BaseEmbedder)(
             str(facts.staged),
             normalize_embeddings=facts.normalize,
             use_fp16=self.compute_dtype == "float16",

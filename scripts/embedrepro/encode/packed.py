@@ -30,6 +30,7 @@ from .batches import (
 )
 from .facts import Facts
 from .families import PACKED_MODEL_TYPES
+from .fp8 import replace_linear
 from .tokens import Tokeniser, Tokens
 
 CPU_BUDGET = 4096  # tokens a batch: larger is slower there
@@ -56,9 +57,12 @@ class PackedEngine:
         self.family = PACKED_MODEL_TYPES[facts.architecture]
         self.varlen = self._can_varlen()
         self.tokenizer = AutoTokenizer.from_pretrained(facts.staged)
+        torch.backends.cuda.matmul.allow_tf32 = False
         self.model = self._load()
         self.pad = self.tokenizer.pad_token_id or 0
-        if self.varlen and compiled:
+        self.compiled = compiled and self.varlen
+        self.fp8_effect: dict[str, float] | None = None
+        if self.compiled and self.compute_dtype != "fp8":
             compile_layers(self.model)
         longest = max(facts.max_length.values())
         self.tokens_per_batch = max(tokens_per_batch or self._estimate(), longest)
@@ -79,12 +83,28 @@ class PackedEngine:
         laid = ahead(((batch, self._lay(batch)) for batch in _pack(chunks, packer)), 4)
         running: deque[tuple[Batch, torch.Tensor, Any]] = deque()
         for batch, arrays in laid:
+            if self.compute_dtype == "fp8" and self.fp8_effect is None:
+                self._to_fp8(batch, arrays)
             for launched in self._launch(batch, arrays, packer):
                 running.append(launched)
                 while len(running) > IN_FLIGHT:
                     yield self._finish(*running.popleft())
         while running:
             yield self._finish(*running.popleft())
+
+    def _to_fp8(self, batch: Batch, arrays: list[torch.Tensor]) -> None:
+        """Change the layers to float8, and note what that does to the vectors of this batch."""
+        before = self._run(batch, arrays).float()
+        replace_linear(layers_of(self.model))
+        after = self._run(batch, arrays).float()
+        cosine = torch.nn.functional.cosine_similarity(before, after)
+        self.fp8_effect = {
+            "texts": len(cosine),
+            "cosine_to_bfloat16_mean": round(cosine.mean().item(), 6),
+            "cosine_to_bfloat16_min": round(cosine.min().item(), 6),
+        }
+        if self.compiled:
+            compile_layers(self.model)
 
     def _can_varlen(self) -> bool:
         half = self.compute_dtype != "float32"
@@ -96,12 +116,19 @@ class PackedEngine:
         else:
             implementation = attention.VARLEN if self.varlen else attention.PADDED
         dtype = "bfloat16" if self.compute_dtype == "fp8" else self.compute_dtype
-        model = AutoModel.from_pretrained(
+        model, found = AutoModel.from_pretrained(
             self.facts.staged,
             dtype=getattr(torch, dtype),
             attn_implementation=implementation,
             local_files_only=True,
+            output_loading_info=True,
         )
+        missing = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))
+        if missing:
+            raise UserError(
+                f"{self.facts.model_id}: its weights lack {len(missing)} tensors of the model "
+                f"({missing[0]}, …); the snapshot is not whole or not of this architecture"
+            )
         if self.family.decoder:
             set_direction(model, self.facts.attention == "causal")
         if getattr(model, "pooler", None) is not None:
@@ -248,7 +275,13 @@ def layers_of(model: torch.nn.Module) -> torch.nn.ModuleList:
 
 def set_direction(model: torch.nn.Module, causal: bool) -> None:
     """Make a decoder's attention causal or not, for its masks and for its attention function."""
-    model.config.is_causal = causal
+    if not getattr(model.config, "use_bidirectional_attention", False):  # Gemma's own way
+        model.config.is_causal = causal
+    elif causal:
+        raise UserError(
+            f"{model.config.name_or_path}: attention is causal by its facts, but its config says "
+            "use_bidirectional_attention; set attention: bidirectional"
+        )
     for module in layers_of(model).modules():
         if hasattr(module, "is_causal"):
             module.is_causal = causal

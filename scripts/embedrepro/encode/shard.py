@@ -102,7 +102,8 @@ def describe(engine: Any, role: str, spec: dict[str, Any]) -> dict[str, Any]:
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     peak = torch.cuda.max_memory_allocated(engine.device) / 2**20 if cuda else host
     packages = VERSIONS["packed"] + (VERSIONS["flagembedding"] if engine.name != "packed" else ())
-    return {
+    effect = getattr(engine, "fp8_effect", None)
+    return ({"fp8_effect": effect} if effect else {}) | {
         "model_id": engine.facts.model_id,
         "engine": engine.name,
         "compute_dtype": engine.compute_dtype,

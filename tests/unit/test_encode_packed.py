@@ -1,0 +1,109 @@
+"""The packed engine against plain transformers, one text at a time."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from encode_models import DECODERS, ENCODERS, WORDS, tiny
+
+from embedrepro.encode import load_engine
+from embedrepro.encode import attention as attention_module
+from embedrepro.encode.packed import PackedEngine
+from embedrepro.errors import UserError
+
+CASES = [(family, False) for family in ENCODERS]
+CASES += [(family, False) for family in DECODERS]
+CASES += [(family, True) for family in DECODERS if "bidirectional" not in family]
+
+
+def some_texts(count=23, seed=0):
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(1, 50))) for _ in range(count)]
+
+
+def encode(engine, texts, role="passage", **given):
+    found = np.full((len(texts), engine.facts.dimension), np.nan, engine.array_dtype)
+    for part in engine.encode(texts, role, **given):
+        found[part.rows] = part.vectors
+    return found
+
+
+def reference(folder, texts, pooling, normalise=True):
+    """Each text alone, without padding, through the library's own eager attention."""
+    model = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    vectors = []
+    for text in texts:
+        ids = torch.tensor([tokenizer(text, truncation=True, max_length=64)["input_ids"]])
+        with torch.inference_mode():
+            hidden = model(input_ids=ids).last_hidden_state[0]
+        vector = {"cls": hidden[0], "last_token": hidden[-1], "mean": hidden.mean(0)}[pooling]
+        vectors.append(vector / vector.norm() if normalise else vector)
+    return torch.stack(vectors).numpy()
+
+
+def attend_each(query, key, value, offsets, _, longest, __, *, scale, window_size, enable_gqa):
+    """What the CUDA kernel computes, by plain arithmetic for each sequence."""
+    found = torch.empty_like(query)
+    ends = offsets.tolist()
+    repeat = query.shape[1] // key.shape[1]
+    assert enable_gqa == (repeat > 1)
+    for start, stop in zip(ends, ends[1:], strict=False):
+        assert stop - start <= longest
+        q, k, v = (t[start:stop].transpose(0, 1).float() for t in (query, key, value))
+        k, v = k.repeat_interleave(repeat, 0), v.repeat_interleave(repeat, 0)
+        scores = q @ k.transpose(1, 2) * scale
+        ahead = torch.arange(stop - start)[None] - torch.arange(stop - start)[:, None]
+        left, right = window_size
+        if right >= 0:
+            scores[:, ahead > right] = -torch.inf
+        if left >= 0:
+            scores[:, -ahead > left] = -torch.inf
+        found[start:stop] = (scores.softmax(-1) @ v).transpose(0, 1)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Staged folders by family and direction, made when first asked for."""
+    made = {}
+
+    def get(family, causal=False, **facts):
+        key = (family, causal, *sorted(facts.items()))
+        if key not in made:
+            folder = tmp_path_factory.mktemp(family) / "model"
+            made[key] = tiny(folder, family, causal, **facts)
+        return made[key]
+
+    return get
+
+
+@pytest.mark.parametrize(("family", "causal"), CASES)
+def test_padded_equals_one_text_at_a_time(folders, family, causal):
+    folder = folders(family, causal)
+    engine = load_engine(folder, {}, "cpu", tokens_per_batch=256)
+    texts = some_texts()
+    expected = reference(folder, texts, engine.facts.pooling)
+    np.testing.assert_allclose(encode(engine, texts), expected, atol=5e-6)
+
+
+@pytest.mark.parametrize(
+    ("family", "causal"), [case for case in CASES if case[0] not in ("mpnet", "gemma2")]
+)
+def test_end_to_end_layout_equals_one_text_at_a_time(folders, monkeypatch, family, causal):
+    """Positions, offsets, windows, direction and grouped heads of the CUDA layout, on the CPU."""
+    monkeypatch.setattr(PackedEngine, "_can_varlen", lambda self: True)
+    monkeypatch.setattr(attention_module, "varlen_attn", attend_each)
+    folder = folders(family, causal)
+    engine = PackedEngine(load_facts(folder), "cpu", 200, compiled=False)
+    texts = some_texts()
+    expected = reference(folder, texts, engine.facts.pooling)
+    np.testing.assert_allclose(encode(engine, texts), expected, atol=5e-6)
+
+
+def load_facts(folder, **settings):
+    from embedrepro.encode import resolve
+
+    return resolve(folder, settings)
