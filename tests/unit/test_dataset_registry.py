@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from embedrepro.datasets.prepare import check_spec, open_source, open_split
+from embedrepro.datasets.prepare import open_source, open_split
 from embedrepro.datasets.registry import expand, read_registry
+from embedrepro.datasets.spec import SPEC
 from embedrepro.errors import UserError
 from embedrepro.experiment import Experiment
 from embedrepro.protocols import PROTOCOLS
+from embedrepro.schema import validate
 from jsonschema import Draft202012Validator
 
 REPOSITORY = Path(__file__).parents[2]
@@ -51,7 +53,7 @@ def test_a_misspelt_key_does_not_fit(place, key):
 def test_every_entry_can_be_prepared(name):
     entry = KNOWN[name]
     spec = {"name": name, **{key: entry[key] for key in ("source", "splits", "title")}}
-    check_spec(spec)
+    validate(spec, SPEC, "spec")
     source = open_source(entry["source"])
     for theirs in entry["splits"].values():
         open_split(source, theirs)

@@ -285,11 +285,15 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path, refused, prepared):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"splits": {}}, 'dataset mine: "" can\'t name a split'),
-        ({"splits": {"../up": "test"}}, 'dataset mine: "../up" can\'t name a split'),
+        ({"splits": {}}, "dataset spec.splits: '{}' does not fit; at least one of {our name"),
+        ({"splits": ["test"]}, "dataset spec.splits: '['test']' should be a mapping"),
+        ({"splits": {"../up": "test"}}, "dataset spec.splits: '../up' does not fit; a split's"),
         ({"splits": {"test": "../../test"}}, "qrels/../../test.tsv: no such file"),
-        ({"titel": "drop"}, 'dataset spec: unknown key "titel"'),
-        ({"title": "both"}, 'dataset mine: title is "both", not join or drop'),
+        ({"splits": {"test": 1}}, "dataset spec.splits.test: '1' does not fit"),
+        ({"titel": "drop"}, "unknown key 'titel' (did you mean 'title'?)"),
+        ({"title": "both"}, "dataset spec.title: 'both' is not one of join, drop"),
+        ({"relevance_threshold": 0}, "dataset spec.relevance_threshold: '0' does not fit"),
+        ({"source": {"bier": "x"}}, "dataset spec.source: unknown key 'bier' (did you mean 'beir'"),
         ({"source": {}}, "give exactly one of beir, flagembedding, hub, ir_datasets"),
         ({"source": {"beir": "x", "hub": "a/b"}}, "give exactly one of"),
         ({"source": {"beir": "nowhere"}}, "nowhere: no such folder"),
@@ -304,8 +308,8 @@ def test_a_wrong_spec_is_refused(tmp_path, refused, change, message):
 
 
 def test_a_spec_without_a_name_is_refused(tmp_path):
-    with pytest.raises(UserError, match='key "name" is missing'):
-        prepare_module.prepare({"source": {}, "splits": {}}, tmp_path / "out")
+    with pytest.raises(UserError, match="the key 'name' is missing"):
+        prepare_module.prepare({"source": {}, "splits": {"test": "test"}}, tmp_path / "out")
 
 
 def test_only_a_prepared_dataset_is_replaced(tmp_path, prepared, capsys):

@@ -6,7 +6,6 @@ doc_id: string; relevance: int32), `dataset.json`. Rows keep the source's order;
 judgement are left out, as every evaluation tool does.
 """
 
-import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -16,16 +15,15 @@ from tqdm import tqdm
 
 from ..errors import UserError, printable
 from ..files import atomic, sha256, write_json
+from ..schema import validate
 from ..shards import passage
 from .folder import Beir, FlagEmbedding
 from .records import Flaws, Judgement, Source
 from .remote import Hub, IrDatasets
+from .spec import SPEC
 from .tables import CORPUS, QRELS, QUERIES, Ids, table
 
-SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 WRITTEN = {"corpus.parquet", "queries.parquet", "qrels.parquet", "dataset.json"}
-REQUIRED = {"name", "source", "splits"}
-OPTIONAL = {"title", "instruction", "ignore_identical_ids", "relevance_threshold"}
 MOST_MISSING = 0.1  # share of judged passages; above, the judgements are those of another corpus
 # Quick work shows no bar; a log gets a line every half minute.
 BAR: dict[str, Any] = {
@@ -47,9 +45,8 @@ def prepare(spec: dict[str, Any], output: Path | str) -> dict[str, Any]:
     and line.
     """
     output = Path(output)
-    check_spec(spec)
+    validate(spec, SPEC, "dataset spec")
     check_output(output)
-    spec = {"title": "join"} | spec
     source = open_source(spec["source"])
     origins = {ours: open_split(source, theirs) for ours, theirs in spec["splits"].items()}
     flaws = Flaws()
@@ -68,21 +65,6 @@ def prepare(spec: dict[str, Any], output: Path | str) -> dict[str, Any]:
         facts |= {"splits": splits, "flaws": flaws.counts, "files": file_facts(folder)}
         write_json(folder / "dataset.json", facts)
     return facts
-
-
-def check_spec(spec: dict[str, Any]) -> None:
-    for key in sorted(spec.keys() - REQUIRED - OPTIONAL):
-        raise UserError(f'dataset spec: unknown key "{printable(key)}"')
-    for key in sorted(REQUIRED - spec.keys()):
-        raise UserError(f'dataset spec: key "{key}" is missing')
-    for split in spec["splits"] or [""]:
-        if not SPLIT.fullmatch(split):
-            raise UserError(
-                f'dataset {spec["name"]}: "{printable(split)}" can\'t name a split; use letters, '
-                "digits, - and _"
-            )
-    if spec.get("title", "join") not in ("join", "drop"):
-        raise UserError(f'dataset {spec["name"]}: title is "{spec["title"]}", not join or drop')
 
 
 def check_output(output: Path) -> None:
