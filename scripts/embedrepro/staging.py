@@ -22,8 +22,10 @@ from .architectures import native_class
 from .errors import UserError, printable
 from .facts import hidden_size, json_object, resolve, template_end
 from .files import atomic, sha256, write_json, write_text
+from .hub import check_replaceable
 from .keys import RECIPE
 from .preflight import preflight, refuse_failed
+from .snapshot import check_no_pointers, check_whole
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -40,7 +42,6 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
 )
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", *TOKENIZER_FILES[7:])
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 HASH = re.compile(r"[0-9a-f]{40}")
 
 
@@ -61,7 +62,8 @@ def stage(
     files = listed_files(snapshot)
     config = configuration(snapshot)
     weights = weight_files(snapshot, spec.get("allow_pickle", False))
-    refuse_pointers(snapshot, [*weights, *VOCABULARIES])
+    present = [name for name in TOKENIZER_FILES if (snapshot / name).is_file()]
+    check_whole(snapshot, [*weights, *present], str(snapshot))
     refuse_bad_tokenizer(snapshot)
     facts, decisions = resolve(spec, snapshot)
     if hidden_size(config) is None:
@@ -99,6 +101,7 @@ def stage(
             record["preflight"] = preflight(folder)
             refuse_failed(record["preflight"], printable(spec["id"]))
             write_json(folder / "stage.json", record)
+        check_replaceable(output, {*record["files"], "stage.json"})
     return record
 
 
@@ -137,7 +140,7 @@ def configuration(snapshot: Path) -> dict[str, Any]:
     path = snapshot / "config.json"
     if not path.is_file():
         raise UserError(f"{snapshot}: no config.json; not a transformers model folder")
-    refuse_pointers(snapshot, ["config.json"])
+    check_no_pointers({"config.json": path}, str(snapshot))
     config = json_object(path)
     if not isinstance(config.get("model_type"), str):
         raise UserError(f"{path}: no model_type; not a transformers model")
@@ -168,32 +171,13 @@ def weight_files(snapshot: Path, allow_pickle: bool) -> list[str]:
 
 
 def shards(snapshot: Path, index: str) -> list[str]:
+    """The files that an index names, those that are there; `check_whole` misses the others."""
     table = json_object(snapshot / index).get("weight_map")
-    if not isinstance(table, dict) or not table:
-        raise UserError(f"{snapshot / index}: no weight_map")
-    names = sorted({str(name) for name in table.values()})
+    names = sorted({str(name) for name in table.values()}) if isinstance(table, dict) else []
     for name in names:
         if Path(name).name != name:
             raise UserError(f"{snapshot / index}: {printable(name)} leads out of the folder")
-        if not (snapshot / name).is_file():
-            raise UserError(f"{snapshot}: {name} is missing, its index names it; download again")
-    return names
-
-
-def refuse_pointers(snapshot: Path, names: Iterable[str]) -> None:
-    """A git-lfs pointer where a file should be; a safetensors file that is none."""
-    for name in names:
-        path = snapshot / name
-        if not path.is_file():
-            continue
-        with open(path, "rb") as file:
-            head = file.read(9)
-            if LFS_POINTER.startswith(head) and head:
-                raise UserError(f"{path}: a git-lfs pointer; run `git lfs pull` in {snapshot}")
-        if name.endswith(".safetensors"):
-            size = path.stat().st_size
-            if len(head) < 9 or head[8:] != b"{" or int.from_bytes(head[:8], "little") > size - 8:
-                raise UserError(f"{path}: not a whole safetensors file; download again")
+    return [name for name in names if (snapshot / name).is_file()]
 
 
 def refuse_bad_tokenizer(snapshot: Path) -> None:

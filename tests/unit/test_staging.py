@@ -27,11 +27,15 @@ def read(path):
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def safetensors(size=0):
-    """The bytes of a safetensors file that holds one tensor of `size` float32 zeros."""
+def tensors_header(name, size):
     facts = {"dtype": "F32", "shape": [size], "data_offsets": [0, 4 * size]}
-    header = json.dumps({"t": facts}).encode()
-    return struct.pack("<Q", len(header)) + header + bytes(4 * size)
+    header = json.dumps({name: facts}).encode()
+    return struct.pack("<Q", len(header)) + header
+
+
+def safetensors(size=0):
+    """The bytes of a safetensors file that holds one tensor `t` of `size` float32 zeros."""
+    return tensors_header("t", size) + bytes(4 * size)
 
 
 def small(folder, **files):
@@ -189,22 +193,22 @@ def test_lower_casing_by_sentence_transformers_is_honoured(tmp_path):
 
 
 def test_sharded_weights(tmp_path):
-    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    index = {"weight_map": {"t": "model-1.safetensors"}}
     files = {"model.safetensors": None, "model.safetensors.index.json": index}
-    shards = {"model-1.safetensors": safetensors(), "model-2.safetensors": safetensors()}
+    shard = {"model-1.safetensors": safetensors(3)}
     spec = traps.spec(facts=FACTS)
-    record = stage(spec, small(tmp_path / "a", **files, **shards), tmp_path / "b")
-    assert {*shards, "model.safetensors.index.json"} <= set(record["files"])
+    record = stage(spec, small(tmp_path / "a", **files, **shard), tmp_path / "b")
+    assert {*shard, "model.safetensors.index.json"} <= set(record["files"])
 
 
 def test_7b_checkpoint_is_linked_not_copied_and_its_hashes_come_from_the_manifest(tmp_path):
-    sizes = {f"model-{i}.safetensors": 4_000_000_000 for i in range(1, 5)}
-    index = {"weight_map": {str(i): name for i, name in enumerate(sizes)}}
-    files = {"model.safetensors": None, "model.safetensors.index.json": index}
+    names = {f"t{i}": f"model-{i}.safetensors" for i in range(1, 5)}
+    files = {"model.safetensors": None, "model.safetensors.index.json": {"weight_map": names}}
     snapshot = small(tmp_path / "snap", **files)
-    for name, size in sizes.items():
-        (snapshot / name).write_bytes(safetensors())
-        os.truncate(snapshot / name, size)  # sparse: takes no room
+    for tensor, name in names.items():
+        header = tensors_header(tensor, 10**9)
+        (snapshot / name).write_bytes(header)
+        os.truncate(snapshot / name, len(header) + 4 * 10**9)  # sparse: takes no room
     known = {
         path.name: {"size": path.stat().st_size, "sha256": "0" * 64} for path in snapshot.iterdir()
     }
@@ -212,7 +216,7 @@ def test_7b_checkpoint_is_linked_not_copied_and_its_hashes_come_from_the_manifes
     started = time.perf_counter()
     record = stage(traps.spec(facts=FACTS), snapshot, tmp_path / "st")
     assert time.perf_counter() - started < 5
-    for name in sizes:
+    for name in names.values():
         assert (tmp_path / "st" / name).samefile(snapshot / name)
         assert record["files"][name]["sha256"] == "0" * 64
 
@@ -307,14 +311,14 @@ BROKEN = [
     (
         "a shard missing",
         NO_SINGLE | {INDEX: {"weight_map": {"a": "model-1.safetensors"}}},
-        "model-1.safetensors is missing",
+        "names the shard 'model-1.safetensors', which is missing",
     ),
     (
         "an index that leads outside",
         NO_SINGLE | {INDEX: {"weight_map": {"a": "../../secret"}}},
         "leads out of the folder",
     ),
-    ("an index without a map", NO_SINGLE | {INDEX: {}}, "no weight_map"),
+    ("an index without a map", NO_SINGLE | {INDEX: {}}, "has no weight_map"),
     ("no tokenizer", {"tokenizer.json": None}, "no tokenizer"),
     ("tokenizer.json cut off", {"tokenizer.json": '{"model":'}, "not a tokenizer"),
     ("tokenizer.json without a model", {"tokenizer.json": {}}, "not a tokenizer"),
@@ -361,6 +365,17 @@ def test_command_line(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and not (tmp_path / "st").exists()
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_what_a_workflow_left_is_replaced_but_nobody_s_files(tmp_path):
+    snapshot, output = small(tmp_path / "a"), tmp_path / "b"
+    stage(traps.spec(facts=FACTS), snapshot, output)
+    (output / "stage.json").unlink()
+    assert stage(traps.spec(facts=FACTS), snapshot, output) == read(output / "stage.json")
+    (output / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="thesis.txt"):
+        stage(traps.spec(facts=FACTS), snapshot, output)
+    assert (output / "thesis.txt").read_text() == "precious"
 
 
 def test_a_dot_in_the_output_s_name_is_refused(tmp_path):
