@@ -147,7 +147,7 @@ class Fetcher:
         if not sys.stderr.isatty():
             disable_progress_bars()
 
-    def modules(self, entries: list[Entry]) -> list[str]:
+    def modules(self, entries: list[Entry]) -> list[str] | None:
         """Folders of sentence-transformers' modules, which only its modules.json tells."""
         for entry in entries:
             if entry.name == "modules.json":
@@ -155,7 +155,7 @@ class Fetcher:
                 return module_folders(
                     parsed_json(self.folder / entry.name, f"hub {self.repo}", list)
                 )
-        return []
+        return None
 
     def fetch_all(self, entries: list[Entry]) -> dict[str, dict]:
         """name → size and sha256 of all `entries`, largest fetched first."""

@@ -43,28 +43,30 @@ def module_folders(modules: object) -> list[str]:
     """Folders that a parsed `modules.json` of sentence-transformers points to."""
     entries = modules if isinstance(modules, list) else []
     paths = (entry.get("path") for entry in entries if isinstance(entry, dict))
-    return [path for path in paths if isinstance(path, str) and path]
+    return [path.rstrip("/") for path in paths if isinstance(path, str) and path]
 
 
-def choose(names: Iterable[str], modules: Iterable[str] = ()) -> list[str]:
+def choose(names: Iterable[str], modules: list[str] | None = None) -> list[str]:
     """The files a model needs, of all that its source holds.
 
     Configuration, tokenizer, code and notices, in the root and in the folders of
-    sentence-transformers' modules; weights as safetensors, as `pytorch_model*.bin` only where a
-    folder has no safetensors. Exports (onnx, openvino, tf, …), checkpoints and images are left.
+    sentence-transformers' modules: those that modules.json declares (`modules`), by the form of
+    their names where there is none (`None`); weights as safetensors, as `pytorch_model*.bin` only
+    where a folder has no safetensors. Exports (onnx, tf, …), checkpoints and images are left.
     """
     folders: dict[str, list[str]] = {}
-    declared = set(modules)
     for name in names:
         parent = str(PurePosixPath(name).parent)
-        if parent == "." or _is_module(parent, declared):
+        if parent == "." or _is_module(parent, modules):
             folders.setdefault(parent, []).append(name)
     chosen = [name for group in folders.values() for name in _choose_in_folder(group)]
     return sorted(chosen)
 
 
-def _is_module(folder: str, declared: Iterable[str]) -> bool:
-    return folder in declared or MODULE_FOLDER.fullmatch(folder.split("/")[0]) is not None
+def _is_module(folder: str, declared: list[str] | None) -> bool:
+    if declared is None:
+        return MODULE_FOLDER.fullmatch(folder) is not None
+    return folder in declared
 
 
 def _choose_in_folder(names: list[str]) -> list[str]:
@@ -108,7 +110,8 @@ def check_whole(folder: Path, names: Iterable[str], where: str) -> None:
     tensors = [name for name in names if name.endswith(".safetensors")]
     held = {name: _tensor_names(folder / name, f"{where}: '{name}'") for name in tensors}
     for name in names:
-        if name.endswith((".safetensors.index.json", ".bin.index.json")):
+        single = str(PurePosixPath(name).parent / "model.safetensors")  # is loaded before shards
+        if name.endswith((".safetensors.index.json", ".bin.index.json")) and single not in names:
             _check_index(folder, name, names, held, where)
 
 
@@ -185,7 +188,7 @@ def local_files(folder: Path) -> dict[str, Path]:
         inside = Path(parent).relative_to(root)
         found |= {(inside / name).as_posix(): Path(parent) / name for name in files}
         linked += [(inside / f).as_posix() for f in folders if (Path(parent) / f).is_symlink()]
-    declared = []
+    declared = None
     if "modules.json" in found:
         path = _real_file(found["modules.json"], root, "modules.json")
         check_no_pointers({"modules.json": path}, str(folder))

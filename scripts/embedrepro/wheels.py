@@ -144,11 +144,11 @@ def model_root(names: list[str], where: str) -> str:
     return tops[0]
 
 
-def _modules(archive: zipfile.ZipFile, info: zipfile.ZipInfo | None) -> list[str]:
+def _modules(archive: zipfile.ZipFile, info: zipfile.ZipInfo | None) -> list[str] | None:
     try:
-        return module_folders(json.loads(archive.read(info))) if info else []
+        return module_folders(json.loads(archive.read(info))) if info else None
     except (ValueError, zipfile.BadZipFile):
-        return []  # named later, when the unpacked files are checked
+        return None  # named later, when the unpacked files are checked
 
 
 def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, where: str) -> None:

@@ -54,6 +54,7 @@ LEFT = {
     ".gitattributes": b"x",
     "manifest.json": b"theirs",
     "image.png": b"x",
+    "2_Dense_1024/model.safetensors": b"not declared",
 }
 
 
@@ -330,13 +331,13 @@ def test_bytes_that_stay_wrong_are_refused(tmp_path, here):
 
 
 def test_pickles_come_only_when_allowed_and_only_without_safetensors(tmp_path, here):
-    pickled = files(**{"pytorch_model.bin": b"x", "2_Dense/pytorch_model.bin": b"x"})
+    pickled = files(**{"pytorch_model.bin": b"x", "extra/pytorch_model.bin": b"x"})
     with HubServer({ID: pickled}) as hub:
         here(hub)
-        with pytest.raises(UserError, match="2_Dense/pytorch_model.bin.*allow_pickle: true"):
+        with pytest.raises(UserError, match="extra/pytorch_model.bin.*allow_pickle: true"):
             download_model(source(hub), tmp_path / "m")
         manifest = download_model(source(hub, allow_pickle=True), tmp_path / "m")
-    assert "2_Dense/pytorch_model.bin" in manifest["files"]
+    assert "extra/pytorch_model.bin" in manifest["files"]
     assert "pytorch_model.bin" not in manifest["files"]
 
 
@@ -602,6 +603,19 @@ def test_a_broken_index_is_refused_by_name(tmp_path, case):
 def test_whole_shards_are_taken(tmp_path):
     manifest = take(write(tmp_path / "local", sharded()), tmp_path / "m")
     assert set(SHARDS) < set(manifest["files"])
+
+
+def test_an_index_left_beside_whole_weights_is_not_used(tmp_path):
+    stale = {"model.safetensors.index.json": b'{"weight_map": {"x": "gone.safetensors"}}'}
+    take(write(tmp_path / "local", files() | stale), tmp_path / "m")
+
+
+def test_without_modules_json_module_folders_go_by_their_names(tmp_path):
+    contents = files(**{"modules.json": None, "2_Normalize/config.json": b"{}"})
+    local = write(tmp_path / "local", {n: d for n, d in contents.items() if d is not None})
+    got = take(local, tmp_path / "m")["files"]
+    assert {"1_Pooling/config.json", "2_Normalize/config.json"} < set(got)
+    assert "extra/config.json" not in got
 
 
 def test_links_within_the_folder_and_into_the_hub_s_cache_are_followed(tmp_path):
