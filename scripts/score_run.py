@@ -28,7 +28,8 @@ def main() -> None:
         help="sidecars of the query and passage embeddings that the run was made from",
     )
     args = parser.parse_args()
-    scoring.score_run(args.run, args.dataset, args.split, args.spec, args.output, args.per_query)
+    outputs = args.output, args.per_query
+    scoring.score_run(args.run, args.dataset, args.split, args.spec, *outputs, args.encoded)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,45 @@ _FIRST = {
     "beta": ["1", "0", "5", "8", "40"],
 }
 
+# What the tools gave on it; tests/peers/test_peer_protocols.py runs them anew.
+# mteb 2.26.24 RetrievalEvaluator.evaluate(ignore_identical_ids=True) on the top 1,000;
+# beir 2.2.0 DenseRetrievalExactSearch + EvaluateRetrieval.evaluate, evaluate_custom on the run;
+# FlagEmbedding 1.4.2 EvalDenseRetriever + AbsEvaluator.compute_metrics, search_top_k 1,000;
+# pyserini: pytrec-eval-terrier 0.5.11 as `trec_eval -c -l 2`, `-M 10 -m recip_rank` for RR@10.
+TOOLS = {
+    "mteb": {
+        "nDCG@10": 0.54361,
+        "RR@10": 0.75,
+        "R@1000": 0.79167,
+        "AP@10": 0.45139,
+        "R_cap@10": 0.66667,
+        "P@10": 0.2,
+    },
+    "pyserini": {
+        "nDCG@10": 0.4916,
+        "RR(rel=2)@10": 0.5333,
+        "R(rel=2)@1000": 0.6333,
+        "AP(rel=2)@10": 0.3111,
+        "P(rel=2)@10": 0.1,
+    },
+    "flagembedding": {
+        "nDCG@10": 0.61444,
+        "RR@10": 0.53333,
+        "R@1000": 0.85417,
+        "AP@10": 0.51111,
+        "R_cap@10": 0.58333,
+        "P@10": 0.225,
+    },
+    "beir": {
+        "nDCG@10": 0.54361,
+        "RR@10": 0.46667,
+        "R@1000": 0.875,
+        "AP@10": 0.45139,
+        "R_cap@10": 0.53333,
+        "P@10": 0.2,
+    },
+}
+
 
 def score(query: str, document: str) -> float:
     """Exact in float32: eighths above 1000 for the first, whole numbers down for the rest."""

@@ -9,45 +9,6 @@ from embedrepro.errors import UserError
 
 ASKED = ["nDCG@10", "RR@10", "R@1000", "AP@10", "R_cap@10", "P@10"]
 
-# What the tools gave on tests/protocol_example.py; tests/peers/test_protocols.py runs them anew.
-# mteb 2.26.24 RetrievalEvaluator.evaluate(ignore_identical_ids=True) on the top 1,000;
-# beir 2.2.0 DenseRetrievalExactSearch + EvaluateRetrieval.evaluate, evaluate_custom on the run;
-# FlagEmbedding 1.4.2 EvalDenseRetriever + AbsEvaluator.compute_metrics, search_top_k 1,000;
-# pyserini: pytrec-eval-terrier 0.5.11 as `trec_eval -c -l 2`, `-M 10 -m recip_rank` for RR@10.
-TOOLS = {
-    "mteb": {
-        "nDCG@10": 0.54361,
-        "RR@10": 0.75,
-        "R@1000": 0.79167,
-        "AP@10": 0.45139,
-        "R_cap@10": 0.66667,
-        "P@10": 0.2,
-    },
-    "pyserini": {
-        "nDCG@10": 0.4916,
-        "RR(rel=2)@10": 0.5333,
-        "R(rel=2)@1000": 0.6333,
-        "AP(rel=2)@10": 0.3111,
-        "P(rel=2)@10": 0.1,
-    },
-    "flagembedding": {
-        "nDCG@10": 0.61444,
-        "RR@10": 0.53333,
-        "R@1000": 0.85417,
-        "AP@10": 0.51111,
-        "R_cap@10": 0.58333,
-        "P@10": 0.225,
-    },
-    "beir": {
-        "nDCG@10": 0.54361,
-        "RR@10": 0.46667,
-        "R@1000": 0.875,
-        "AP@10": 0.45139,
-        "R_cap@10": 0.53333,
-        "P@10": 0.2,
-    },
-}
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -64,16 +25,16 @@ def scored(run):
     return protocols.score(hits, example.QRELS, asked, names, "made-up", True, 2)
 
 
-@pytest.mark.parametrize("name", TOOLS)
+@pytest.mark.parametrize("name", example.TOOLS)
 def test_protocol_equals_its_tool(scored, name):
     found = scoring.summarise(scored[name], protocols.named(name))
-    assert {metric: found[metric]["value"] for metric in TOOLS[name]} == TOOLS[name]
+    assert {metric: found[metric]["value"] for metric in example.TOOLS[name]} == example.TOOLS[name]
 
 
 def test_the_four_protocols_give_four_numbers():
     recall = {
         next(v for k, v in tool.items() if k.startswith("R(") or k == "R@1000")
-        for tool in TOOLS.values()
+        for tool in example.TOOLS.values()
     }
     assert len(recall) == 4
 
@@ -149,7 +110,7 @@ def test_score_run_by_hand(run, tmp_path):
     about = {"ignore_identical_ids": True, "relevance_threshold": 2}
     (tmp_path / "data" / "dataset.json").write_text(json.dumps(about))
     spec = {"model_id": "a/b.c", "model": "a__b_c", "revision": None, "dataset": "made-up"}
-    spec |= {"split": "test", "metrics": ASKED, "protocols": list(TOOLS)}
+    spec |= {"split": "test", "metrics": ASKED, "protocols": list(example.TOOLS)}
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     script = Path(__file__).parents[2] / "scripts" / "score_run.py"
     args = ["--run", run, "--dataset", tmp_path / "data", "--split", "test"]
@@ -160,7 +121,7 @@ def test_score_run_by_hand(run, tmp_path):
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert (scores["queries"], scores["answered"]) == (5, 4)
     assert list(scores["protocols"]) == sorted(protocols.PROTOCOLS)
-    for name, values in TOOLS.items():
+    for name, values in example.TOOLS.items():
         for metric, value in values.items():
             entry = scores["protocols"][name][metric]
             assert entry["value"] == value
