@@ -15,6 +15,7 @@ published in half precision and rows copied from model cards get twice that.
 
 import csv
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -24,7 +25,8 @@ from . import protocols
 from .errors import UserError
 from .files import read_json, write_text
 
-UNKNOWN_REVISIONS = {None, "", "external", "unknown"}
+COMMIT = re.compile(r"[0-9a-f]{40}")  # a package pin or a folder's digest says nothing to compare
+UNKNOWN = {"external", "unknown"}  # revisions of numbers that a publisher gave without one
 REPRODUCED, HIGHER, LOWER, NOT_COMPARABLE = "reproduced", "higher", "lower", "not comparable"
 
 
@@ -140,8 +142,8 @@ def judge(delta: float, tolerance: float) -> str:
 
 def _differences(row: Published, scores: Mapping[str, Any]) -> Iterator[str]:
     """Why the row and the run aren't alike, in words; nothing where they are."""
-    run = scores["revision"]
-    known = run not in UNKNOWN_REVISIONS and row.revision not in UNKNOWN_REVISIONS
+    run = scores["revision"] or ""
+    known = COMMIT.fullmatch(run) and row.revision not in UNKNOWN
     if known and not same_revision(row.revision, run):
         yield f"other revision of the model: published for {row.revision[:12]}, run with {run[:12]}"
     facts = _flat(scores.get("facts", {})) | {"queries": str(scores["queries"])}
@@ -153,10 +155,10 @@ def _differences(row: Published, scores: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _remarks(row: Published, scores: Mapping[str, Any]) -> Iterator[str]:
-    if row.revision in UNKNOWN_REVISIONS:
+    if row.revision in UNKNOWN:
         yield "the publisher doesn't say which revision of the model"
-    elif scores["revision"] in UNKNOWN_REVISIONS:
-        yield f"this run's revision is unknown, published for {row.revision[:12]}"
+    elif not COMMIT.fullmatch(scores["revision"] or ""):
+        yield f"this run's revision is no commit, published for {row.revision[:12]}"
 
 
 def same_revision(one: str, other: str) -> bool:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from embedrepro import verdicts
+from embedrepro import scoring, verdicts
 from embedrepro.errors import UserError
 
 CLI = Path(__file__).parents[2] / "scripts" / "compare_published.py"
@@ -136,6 +136,8 @@ def test_rows_about_something_else_give_no_verdict(row, scored):
         ({"revision": "external"}, {"revision": "c" * 40}),
         ({"revision": "unknown"}, {}),
         ({}, {"revision": None}),
+        ({}, {"revision": "name==1.0"}),
+        ({}, {"revision": "0123456789ab"}),
         ({"revision": "8b3219a9"}, {}),
         ({"note": "dataset_revision=aaaaaaaa|bbbbbbbb"}, {"facts": {"dataset_revision": "b" * 40}}),
         ({"note": "title=join"}, {"facts": {"title": None}}),
@@ -151,7 +153,33 @@ def test_unknown_revisions_are_remarked():
     external = only(published(revision="external"), scores())
     assert external.reason == "the publisher doesn't say which revision of the model"
     unknown = only(published(), scores(revision=None))
-    assert unknown.reason == "this run's revision is unknown, published for 8b3219a92973"
+    assert unknown.reason == "this run's revision is no commit, published for 8b3219a92973"
+
+
+def test_facts_come_from_the_dataset_and_the_sidecars(tmp_path):
+    about = {"title": "join", "source": {"hub": "a/b", "revision": "c" * 40}}
+    settings = {"query_prompt": "Instruct: {task}\nQuery: ", "passage_prompt": ""}
+    settings |= {"max_length": {"query": 64, "passage": 512}}
+    paths = []
+    for role in ("query", "passage"):
+        paths.append(tmp_path / f"{role}.json")
+        sidecar = {"role": role, "instruction": "find it", "settings": settings}
+        paths[-1].write_text(json.dumps(sidecar))
+    facts = scoring.known_facts(about, paths)
+    assert facts == {
+        "title": "join",
+        "dataset_revision": "c" * 40,
+        "query_prompt": "Instruct: find it\nQuery: ",
+        "passage_prompt": "",
+        "max_length": {"query": 64, "passage": 512},
+    }
+    found = only(published(protocol="flagembedding"), scores(protocol="flagembedding", facts=facts))
+    assert found.reason == "published with 512 tokens per query, run with 64"
+    assert scoring.known_facts({}, []) == {
+        "title": None,
+        "dataset_revision": None,
+        "max_length": {},
+    }
 
 
 def table(path: Path, *rows: dict) -> Path:
