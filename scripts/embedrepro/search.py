@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from .encode import pick_device
 from .errors import UserError
 from .files import load_array
 from .hits import Batch, group_size, write_hits
@@ -80,14 +81,6 @@ def search_shard(
 
     batches = search(vectors, shard, k, lambda rows: shard_ids().take(pa.array(rows)), str(queries))
     write_hits(output, ((first, docs + start, scores) for first, docs, scores in batches), meta)
-
-
-def pick_device(device: str) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA device; use --device cpu")
-    return device
 
 
 def check_pair(

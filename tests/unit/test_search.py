@@ -1,0 +1,340 @@
+"""Exact search and merge against brute force in float64, for any cut into shards."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import pytrec_eval
+import torch
+from embedrepro import search as module
+from embedrepro.errors import UserError
+from embedrepro.files import save_array, sidecar
+from embedrepro.hits import group_size, write_hits
+from embedrepro.runs import read_run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+MADE = {"compute_dtype": "float16", "model_id": "org/m"}
+
+
+def command(name: str, **options) -> None:
+    """Run scripts/<name>.py's main in this process."""
+    words = [name]
+    for key, value in options.items():
+        values = [] if value is True else value if isinstance(value, list) else [value]
+        words += [f"--{key.replace('_', '-')}", *map(str, values)]
+    before, sys.argv = sys.argv, words
+    try:
+        importlib.import_module(name).main()
+    finally:
+        sys.argv = before
+
+
+def write_ids(folder: Path, docs: list[str], queries: list[str]) -> None:
+    pq.write_table(pa.table({"id": docs}), folder / "corpus.parquet", row_group_size=700)
+    pq.write_table(pa.table({"id": queries}), folder / "queries.parquet")
+
+
+def run_of(folder: Path, queries, corpus, k: int, shards: int, depth: int = 0, **merge) -> bytes:
+    """Cut the corpus, search each shard and merge, all through the command lines."""
+    save_array(folder / "q.npy", queries, **MADE)
+    hits = []
+    for i in range(shards):
+        start, stop = len(corpus) * i // shards, len(corpus) * (i + 1) // shards
+        save_array(folder / f"c{i}.npy", corpus[start:stop], rows=[start, stop], **MADE)
+        hits.append(folder / f"h{i}.parquet")
+        command(
+            "search_shard",
+            queries=folder / "q.npy",
+            corpus=folder / f"c{i}.npy",
+            ids=folder / "corpus.parquet",
+            top_k=depth or k,
+            output=hits[-1],
+            device="cpu",
+        )
+    command(
+        "merge_hits",
+        hits=hits[::-1],
+        corpus=folder / "corpus.parquet",
+        queries=folder / "queries.parquet",
+        top_k=k,
+        tag="m",
+        output=folder / "run.trec",
+        **merge,
+    )
+    return (folder / "run.trec").read_bytes()
+
+
+def brute_force(queries, corpus, docs: list[str], k: int) -> bytes:
+    scores = (queries.astype(np.float64) @ corpus.astype(np.float64).T).astype(np.float32)
+    lines = []
+    for row, of_query in enumerate(scores):
+        best = sorted(zip(of_query, [d.encode() for d in docs], strict=True), reverse=True)[:k]
+        lines += [
+            f"q{row} Q0 {doc.decode()} {rank} {score:.9g} m\n"
+            for rank, (score, doc) in enumerate(best, 1)
+        ]
+    return "".join(lines).encode()
+
+
+def made(seed: int, n: int, queries: int, dim: int, dtype=np.float16):
+    """Vectors with whole blocks of duplicates, queries that hit them, and ids beyond ASCII."""
+    random = np.random.default_rng(seed)
+    corpus = random.standard_normal((n, dim)).astype(dtype)
+    corpus[n // 5 : n // 3] = corpus[0]
+    corpus[n // 2 : n // 2 + n // 8] = corpus[n // 2]
+    wanted = random.standard_normal((queries, dim)).astype(dtype)
+    wanted[0], wanted[1] = corpus[0] * 2, corpus[n // 2]
+    docs = [f"{random.choice(list('aZ9é中𝄞'))}{i}" for i in random.permutation(n)]
+    return wanted, corpus, docs
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_equals_brute_force_for_any_number_of_shards(tmp_path, dtype):
+    queries, corpus, docs = made(1, 3000, 21, 37, dtype)
+    write_ids(tmp_path, docs, [f"q{i}" for i in range(21)])
+    expected = brute_force(queries, corpus, docs, 100)
+    for shards in (1, 5, 64):
+        assert run_of(tmp_path, queries, corpus, 100, shards) == expected
+
+
+def test_k_may_exceed_the_shard_and_the_corpus(tmp_path):
+    queries, corpus, docs = made(2, 90, 5, 8)
+    write_ids(tmp_path, docs, [f"q{i}" for i in range(5)])
+    for shards in (1, 7, 90):
+        assert run_of(tmp_path, queries, corpus, 10_000, shards) == brute_force(
+            queries, corpus, docs, 10_000
+        )
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    n=st.integers(1, 400),
+    queries=st.integers(1, 9),
+    dim=st.integers(1, 40),
+    k=st.integers(1, 60),
+    dtype=st.sampled_from([np.float16, np.float32]),
+    levels=st.sampled_from([None, 2, 1]),
+    scores=st.sampled_from([64, 600, 2**20]),
+    streamed=st.booleans(),
+)
+def test_blocks_groups_and_ties(
+    tmp_path_factory, seed, n, queries, dim, k, dtype, levels, scores, streamed
+):
+    """Vectors of few levels tie everywhere, a small limit makes many blocks."""
+    folder = tmp_path_factory.mktemp("search")
+    random = np.random.default_rng(seed)
+    draw = (
+        random.standard_normal
+        if levels is None
+        else (lambda shape: random.integers(-levels, levels + 1, shape).astype(float))
+    )
+    corpus, wanted = draw((n, dim)).astype(dtype), draw((queries, dim)).astype(dtype)
+    docs = [f"d{i}" for i in random.permutation(n)]
+    save_array(folder / "c.npy", corpus)
+    ids = pa.array(docs, pa.large_string())
+    shard = module.Shard(folder / "c.npy", "cpu")
+    shard.random_access = not streamed  # as on a GPU that the corpus doesn't fit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CPU_SCORES", scores)
+        patch.setattr(module, "CPU_POOL", 1)  # the smallest groups of queries
+        patch.setattr(module, "group_size", lambda k: 4)
+        batches = list(module.search(wanted, shard, k, ids.take))
+    got = "".join(
+        f"q{first + i} Q0 {docs[doc]} {rank} {score:.9g} m\n"
+        for first, rows, values in batches
+        for i in range(len(rows))
+        for rank, (doc, score) in enumerate(zip(rows[i], values[i], strict=True), 1)
+    )
+    assert got.encode() == brute_force(wanted, corpus, docs, k)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_more_ties_at_the_cut_than_candidates_are_kept(tmp_path, streamed, monkeypatch):
+    """Twenty thousand duplicates and better documents after them, k = 7."""
+    monkeypatch.setattr(module, "CPU_SCORES", 8000)
+    corpus = np.ones((20_000, 16), dtype=np.float16)
+    corpus[-3:] = 2
+    docs = [f"d{i}" for i in np.random.default_rng(3).permutation(20_000)]
+    save_array(tmp_path / "c.npy", corpus)
+    shard = module.Shard(tmp_path / "c.npy", "cpu")
+    shard.random_access = not streamed
+    queries = np.ones((2, 16), dtype=np.float16)
+    ids = pa.array(docs, pa.large_string())
+    (_, rows, scores) = next(iter(module.search(queries, shard, 7, ids.take)))
+    best = sorted(docs[-3:], reverse=True) + sorted(docs[:-3], reverse=True)[:4]
+    assert [[docs[row] for row in found] for found in rows] == [best, best]
+    assert scores.tolist() == [[32.0] * 3 + [16.0] * 4] * 2
+
+
+def test_scores_that_only_float64_tells_apart(tmp_path):
+    """float32 sums of these depend on the order by more than the documents differ."""
+    random = np.random.default_rng(4)
+    base = random.standard_normal(512).astype(np.float32)
+    corpus = np.repeat(base[None], 400, 0)
+    corpus += random.standard_normal(corpus.shape).astype(np.float32) * 1e-7
+    queries = np.repeat(base[None], 3, 0) * np.float32(1000)
+    docs = [f"d{i}" for i in range(400)]
+    write_ids(tmp_path, docs, ["q0", "q1", "q2"])
+    expected = brute_force(queries, corpus, docs, 20)
+    for shards in (1, 3):
+        assert run_of(tmp_path, queries, corpus, 20, shards) == expected
+
+
+def test_identical_ids_are_dropped_before_the_cut(tmp_path):
+    queries, corpus, docs = made(5, 200, 4, 8)
+    names = [docs[0], "other", docs[3], docs[100]]
+    write_ids(tmp_path, docs, names)
+    run_of(tmp_path, queries, corpus, 50, 3, depth=51, drop_identical_ids=True)
+    run = read_run(tmp_path / "run.trec")
+    everything = brute_force(queries, corpus, docs, 200).decode().splitlines()
+    for row, name in enumerate(names):
+        ranked = [line.split()[2] for line in everything if line.startswith(f"q{row} ")]
+        assert list(run[name]) == [doc for doc in ranked if doc != name][:50]
+    with pytest.raises(UserError, match="--top-k 51"):
+        run_of(tmp_path, queries, corpus, 50, 3, drop_identical_ids=True)
+
+
+def test_rank_is_the_rank_that_trec_eval_scores(tmp_path):
+    queries, corpus, docs = made(6, 500, 6, 4)
+    write_ids(tmp_path, docs, [f"q{i}" for i in range(6)])
+    run_of(tmp_path, queries, corpus, 30, 2)
+    run = read_run(tmp_path / "run.trec")
+    for query, ranking in run.items():
+        for rank, doc in enumerate(ranking, 1):
+            judged = pytrec_eval.RelevanceEvaluator({query: {doc: 1}}, {"recip_rank"})
+            assert judged.evaluate({query: ranking})[query]["recip_rank"] == pytest.approx(1 / rank)
+
+
+def test_dot_is_exact_and_the_same_in_any_company():
+    random = np.random.default_rng(7)
+    a, b = (torch.from_numpy(random.standard_normal((50, 77)).astype(np.float16)) for _ in "ab")
+    exact = (a.double().numpy() * b.double().numpy()).sum(1).astype(np.float32)
+    assert module.dot(a, b).numpy().tobytes() == exact.tobytes()
+    alone = torch.cat([module.dot(a[i : i + 1], b[i : i + 1]) for i in range(50)])
+    assert torch.equal(alone, module.dot(a, b))
+    assert not np.signbit(module.dot(-a[:1] * 0, b[:1]).numpy()).any()
+
+
+def shard_files(tmp_path, **change):
+    queries, corpus, docs = made(8, 60, 3, 8)
+    write_ids(tmp_path, docs, ["q0", "q1", "q2"])
+    save_array(tmp_path / "q.npy", change.pop("queries", queries), **MADE)
+    save_array(
+        tmp_path / "c.npy", change.pop("corpus", corpus), **({"rows": [0, 60]} | MADE | change)
+    )
+
+
+def search_one(tmp_path, **options):
+    command(
+        "search_shard",
+        **{
+            "queries": tmp_path / "q.npy",
+            "corpus": tmp_path / "c.npy",
+            "ids": tmp_path / "corpus.parquet",
+            "top_k": 5,
+            "output": tmp_path / "h.parquet",
+            "device": "cpu",
+        }
+        | options,
+    )
+
+
+def test_wrong_inputs_are_refused_by_name(tmp_path):
+    damaged = np.ones((60, 8), np.float16)
+    damaged[41, 3] = np.nan
+    for change, message in [
+        ({"queries": np.ones((3, 9), np.float16)}, r"q\.npy has shape \[3, 9\].*8 dimensions"),
+        ({"queries": np.ones((3, 8), np.float32)}, "dtype float32"),
+        ({"compute_dtype": "bfloat16"}, "compute_dtype float16.*bfloat16"),
+        ({"model_id": "org/other"}, "model_id org/m.*org/other"),
+        ({"corpus": damaged}, r"c\.npy: row 41 holds NaN"),
+        ({"queries": np.full((3, 8), np.inf, np.float16)}, r"q\.npy: row 0 holds"),
+        ({"rows": [10, 70]}, "60 vectors for rows 10 to 70"),
+        ({"corpus": np.ones((60, 8), np.float64)}, "no matrix of embeddings"),
+    ]:
+        shard_files(tmp_path, **change)
+        with pytest.raises(UserError, match=message):
+            search_one(tmp_path)
+        assert not (tmp_path / "h.parquet").exists()
+    shard_files(tmp_path)
+    with pytest.raises(UserError, match="at least 1"):
+        search_one(tmp_path, top_k=0)
+
+
+def test_damaged_vectors_are_refused(tmp_path):
+    shard_files(tmp_path)
+    with open(tmp_path / "c.npy", "r+b") as file:
+        file.seek(-2, 2)
+        file.write(b"\x00\x01")
+    with pytest.raises(UserError, match="sha256"):
+        search_one(tmp_path)
+    assert [path.name for path in tmp_path.glob("*h.parquet")] == []
+
+
+def test_merge_refuses_shards_that_do_not_belong_together(tmp_path):
+    docs = [f"d{i}" for i in range(6)]
+    write_ids(tmp_path, docs, ["q0"])
+
+    def hits(name: str, start: int, stop: int, **change) -> Path:
+        meta = {"rows": [start, stop], "k": 3, "queries": 1, "queries_sha256": "a"} | change
+        found = np.arange(start, stop)[None]
+        write_hits(tmp_path / name, [(0, found, np.ones(found.shape, np.float32))], meta)
+        return tmp_path / name
+
+    first, second = hits("a", 0, 3), hits("b", 3, 6)
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "x")
+    for files, message in [
+        ([first], "cover 3 of the corpus's 6"),
+        ([second], "rows 0 to 3 of the corpus are missing"),
+        ([first, second, second], "come twice"),
+        ([first, hits("c", 3, 6, queries_sha256="b")], "other queries"),
+        ([first, hits("d", 3, 6, k=2)], "this merge needs 3"),
+        ([first, tmp_path / "x"], "not a hits file"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            command(
+                "merge_hits",
+                hits=files,
+                corpus=tmp_path / "corpus.parquet",
+                queries=tmp_path / "queries.parquet",
+                top_k=3,
+                tag="m",
+                output=tmp_path / "run.trec",
+            )
+        assert not (tmp_path / "run.trec").exists()
+
+
+def test_hits_say_where_they_come_from(tmp_path):
+    shard_files(tmp_path)
+    search_one(tmp_path)
+    file = pq.ParquetFile(tmp_path / "h.parquet")
+    meta = json.loads(file.schema_arrow.metadata[b"embed-repro"])
+    sums = [json.loads(sidecar(tmp_path / f"{x}.npy").read_text())["sha256"] for x in "qc"]
+    assert meta == {
+        "rows": [0, 60],
+        "k": 5,
+        "queries": 3,
+        "queries_sha256": sums[0],
+        "corpus_sha256": sums[1],
+    }
+    assert file.read().num_rows == 15 and group_size(10_000) == 26
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_gives_the_bytes_of_the_cpu(tmp_path):
+    queries, corpus, docs = made(9, 50_000, 300, 96)
+    write_ids(tmp_path, docs, [f"q{i}" for i in range(300)])
+    save_array(tmp_path / "q.npy", queries, **MADE)
+    save_array(tmp_path / "c.npy", corpus, rows=[0, 50_000], **MADE)
+    found = {}
+    for device in ("cpu", "cuda"):
+        search_one(tmp_path, device=device, top_k=1000)
+        found[device] = pq.read_table(tmp_path / "h.parquet")
+    assert found["cpu"].equals(found["cuda"])
