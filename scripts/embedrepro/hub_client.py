@@ -173,14 +173,18 @@ class Fetcher:
         return path.is_file() and entry.size in (None, path.stat().st_size)
 
     def fetch(self, entry: Entry) -> dict:
-        """Fetch one file unless it is there already; return its size and sha256."""
+        """Fetch one file unless it is there already, and whole; return its size and sha256."""
         target = self.folder / entry.name
         part = self.parts / hashlib.sha256(f"{entry.name} {entry.checksum}".encode()).hexdigest()
-        if not self.have(entry):
+        if not (self.have(entry) and checksum_of(target, entry.checksum) == entry.checksum):
             patiently(lambda: self._get(entry, part), f"hub {self.repo}: '{entry.name}'")
             target.parent.mkdir(parents=True, exist_ok=True)
             part.replace(target)
-        return {"size": target.stat().st_size, "sha256": sha256(target)}
+        kind, _, known = entry.checksum.partition(":")
+        return {
+            "size": target.stat().st_size,
+            "sha256": known if kind == "sha256" else sha256(target),
+        }
 
     def _get(self, entry: Entry, part: Path) -> None:
         """Continue `part` where it ends; a part that turns out wrong is thrown away."""

@@ -289,6 +289,19 @@ def test_a_hub_that_stays_broken_gives_way_to_the_mirror(
     assert ("again in" in said) == (kind in ("500", "429"))  # what is no hub is not asked again
 
 
+def test_what_an_earlier_try_left_is_checked_before_it_is_used(tmp_path, here):
+    with HubServer({ID: files(**{"empty.txt": b""})}) as hub:
+        here(hub)
+        hub.fail("resolve/.*/config.json", "404", times=2)
+        with pytest.raises(UserError, match="HTTP status 404"):
+            download_model(source(hub), tmp_path / "m")
+        (left,) = (tmp_path / ".cache").rglob("model.safetensors")
+        left.write_bytes(bytes(len(weights())))  # as after a power cut
+        manifest = download_model(source(hub), tmp_path / "m")
+    assert (tmp_path / "m" / "model.safetensors").read_bytes() == weights()
+    assert manifest["files"]["empty.txt"]["size"] == 0
+
+
 def test_an_offline_setting_gives_way_to_the_mirror_without_a_request(tmp_path, here, monkeypatch):
     from huggingface_hub import constants
 
