@@ -156,6 +156,12 @@ def stage(made: Made, entry: dict) -> str:
                 "reason": "the paper's checkpoint was trained with a causal mask",
             },
             {
+                "fact": "query_prompt",
+                "value": "Instruct: {task}\nQuery: ",
+                "source": "registry",
+                "reason": "model card",
+            },
+            {
                 "fact": "pooling",
                 "value": "last_token",
                 "source": "the model's own files",

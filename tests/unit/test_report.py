@@ -21,7 +21,7 @@ from embedrepro.report.html import script_json
 from embedrepro.report.latex import escape as tex
 from embedrepro.report.markdown import code
 from embedrepro.report.markdown import escape as md
-from embedrepro.report.text import one_line, source_label, web_address
+from embedrepro.report.text import literal, one_line, quantity, source_label, web_address
 from made_results import Made
 
 ROOT = Path(__file__).parents[2]
@@ -339,6 +339,30 @@ def test_script_json_is_json_that_ends_no_script(text):
 def test_sources_become_links_only_where_it_is_safe(source, address, label):
     assert web_address(source) == address
     assert source_label(source) == label
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("causal", "causal"),
+        ("", '""'),
+        ("query: ", '"query: "'),
+        ("a\nb", r'"a\nb"'),
+        (None, "null"),
+        (True, "true"),
+        ({"query": 512}, '{"query": 512}'),
+    ],
+)
+def test_settings_are_shown_without_losing_a_blank(value, shown):
+    assert literal(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "–"), (0.416, "0.42"), (7.06, "7.06"), (38.04, "38.0"), (1204.4, "1,204"), (3, "3")],
+)
+def test_quantities_have_about_three_figures(value, shown):
+    assert quantity(value) == shown
 
 
 def test_escapes():

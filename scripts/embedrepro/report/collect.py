@@ -124,13 +124,23 @@ class Report:
         averages = {model.slug: self.average(model.slug, metric) for model in self.models}
         return sorted(self.models, key=lambda m: -(averages[m.slug] or (-1.0,))[0])
 
-    def comparison(self, column: Column, metric: str) -> dict[str, Any] | None:
-        """The entry of `comparisons.json` about one column and measure, if models were tested."""
-        wanted = column.slug, column.split, plain(metric)
+    def comparison(self, dataset: str, split: str, metric: str) -> dict[str, Any] | None:
+        """The entry of `comparisons.json` about a dataset's slug, a split and a measure, if any."""
+        wanted = dataset, split, plain(metric)
         for entry in self.comparisons:
             if (entry["dataset"], entry["split"], plain(entry["metric"])) == wanted:
                 return entry
         return None
+
+    def letters(self, key: Key, metric: str) -> str:
+        """The significance letters of one cell; "" where nothing was tested."""
+        tested = self.comparison(key.dataset, key.split, metric)
+        return tested["letters"].get(key.model, "") if tested else ""
+
+    def worst_first(self) -> list[dict[str, str]]:
+        """All verdicts, those that need a look before the others."""
+        order = {verdict: rank for rank, verdict in enumerate(WORST_FIRST)}
+        return sorted(self.verdicts, key=lambda row: order.get(row["verdict"], len(order)))
 
     def cell_verdicts(self, key: Key) -> list[dict[str, str]]:
         """The rows of `verdicts.tsv` about one cell.
@@ -168,6 +178,7 @@ class Report:
 
 
 VERDICTS = ("reproduced", "higher", "lower", "not comparable")
+WORST_FIRST = ("lower", "higher", "reproduced", "not comparable")
 
 
 def measured_here(row: dict[str, str], scores: dict[str, Any]) -> bool:

@@ -10,11 +10,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from .charts import charts
-from .collect import Column, Key, Model, Report
+from .collect import WORST_FIRST, Column, Key, Model, Report
 from .cost import Cost, costs, dataset_costs
 from .explorer import explore
 from .markdown import SIGNS
-from .text import number, one_line, quantity, source_label, web_address
+from .text import literal, number, one_line, quantity, source_label, web_address
 
 PAGE = Path(__file__).parent / "page"
 EARLY = 'document.documentElement.classList.add("scripted");'  # before anything is laid out
@@ -36,6 +36,7 @@ def html(report: Report) -> str:
         "link": web_address,
         "source_label": source_label,
         "csp_hash": csp_hash,
+        "literal": literal,
     }
     return environment.get_template("page.html.j2").render(
         report=report,
@@ -91,16 +92,12 @@ def cell(report: Report, column: Column, model: Model, metric: str, best: dict) 
     score = report.score(key, metric)
     name = report.metric_name(key, metric)
     found = {row["verdict"] for row in report.cell_verdicts(key) if row["metric"] == name}
-    tested = report.comparison(column, metric)
     return {
         "score": score,
-        "letters": tested["letters"].get(model.slug, "") if tested else "",
+        "letters": report.letters(key, metric),
         "best": score is not None and score.value == best[column],
         "verdict": next((verdict for verdict in WORST_FIRST if verdict in found), None),
     }
-
-
-WORST_FIRST = ("lower", "higher", "reproduced", "not comparable")
 
 
 def verdict_rows(report: Report) -> list[dict[str, Any]]:
@@ -110,9 +107,7 @@ def verdict_rows(report: Report) -> list[dict[str, Any]]:
         for c, column in enumerate(report.columns):
             for row in report.cell_verdicts(column.key(model.slug)):
                 places[id(row)] = f"{m},{c}"
-    rows = [row | {"cell": places.get(id(row), "")} for row in report.verdicts]
-    order = {verdict: rank for rank, verdict in enumerate(WORST_FIRST)}
-    return sorted(rows, key=lambda row: order.get(row["verdict"], len(order)))
+    return [row | {"cell": places.get(id(row), "")} for row in report.worst_first()]
 
 
 def page_data(report: Report) -> dict[str, Any]:

@@ -17,20 +17,19 @@ WIDE = 8  # more columns than this are scaled to the line
 
 def latex(report: Report) -> str:
     """A `table` float; needs booktabs, and graphicx when it is wide."""
-    metric = report.main_metric
     wide = len(report.columns) > WIDE
     columns = [escape(column.label) for column in report.columns]
     lines = [
         r"% \usepackage{booktabs}" + (r", \usepackage{graphicx}" if wide else ""),
         r"\begin{table}[t]",
         r"\centering",
-        rf"\caption{{{escape(metric)}; the best of each dataset in bold.}}",
+        rf"\caption{{{caption(report)}}}",
         r"\resizebox{\linewidth}{!}{%" if wide else r"\small",
         rf"\begin{{tabular}}{{l{'r' * (len(columns) + 1)}}}",
         r"\toprule",
         row(["Model", *columns, "Average"]),
         r"\midrule",
-        *body(report, metric),
+        *body(report),
         r"\bottomrule",
         r"\end{tabular}" + ("}" if wide else ""),
         r"\end{table}",
@@ -38,7 +37,18 @@ def latex(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def body(report: Report, metric: str) -> list[str]:
+def caption(report: Report) -> str:
+    words = [f"{escape(report.main_metric)}; the best of each dataset in bold."]
+    if report.comparisons:
+        words.append(
+            "Models of a column that share a letter do not differ significantly "
+            r"(paired randomisation test, Holm-corrected, $\alpha = 0.05$)."
+        )
+    return " ".join(words)
+
+
+def body(report: Report) -> list[str]:
+    metric = report.main_metric
     best = [report.best(column, metric) for column in report.columns]
     lines = []
     for model in report.ranked(metric):
@@ -46,7 +56,9 @@ def body(report: Report, metric: str) -> list[str]:
         for column, top in zip(report.columns, best, strict=True):
             score = report.score(column.key(model.slug), metric)
             text = number(score.value) if score else "--"
-            cells.append(rf"\textbf{{{text}}}" if score and score.value == top else text)
+            text = rf"\textbf{{{text}}}" if score and score.value == top else text
+            letters = report.letters(column.key(model.slug), metric)
+            cells.append(text + (rf"\textsuperscript{{{letters}}}" if letters else ""))
         average = report.average(model.slug, metric)
         cells.append(number(average.value) if average else "--")
         lines.append(row([escape(model.label), *cells]))

@@ -7,14 +7,16 @@ from .collect import Report
 from .markdown import SIGNS, headline
 
 COLUMNS = ("model_id", "dataset", "metric", "published", "measured", "delta")
+ROWS = 40  # of verdicts, the worst first
 
 
 def summary(report: Report, page: Path) -> str:
     """The verdict table, the headline and where the report lies; safe to print."""
-    rows = [[printable(row[name], 48) for name in COLUMNS] for row in report.verdicts]
+    shown = report.worst_first()[:ROWS]
+    rows = [[printable(row[name], 48) for name in COLUMNS] for row in shown]
     table = [["model", *COLUMNS[1:]], *rows]
     widths = [max(len(row[i]) for row in table) for i in range(len(COLUMNS))]
-    verdicts = ["verdict"] + [verdict(row["verdict"]) for row in report.verdicts]
+    verdicts = ["verdict"] + [verdict(row["verdict"]) for row in shown]
     lines = []
     if rows:
         for row, text in zip(table, verdicts, strict=True):
@@ -23,6 +25,8 @@ def summary(report: Report, page: Path) -> str:
                 for i, (cell, width) in enumerate(zip(row, widths, strict=True))
             ]
             lines.append("  ".join([*cells, text]))
+        if len(report.verdicts) > len(shown):
+            lines.append(f"… and {len(report.verdicts) - len(shown)} more in verdicts.tsv")
         lines.append("")
     return "\n".join([*lines, f"{headline(report)}.", f"Report: {page}"])
 

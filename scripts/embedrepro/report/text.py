@@ -1,5 +1,6 @@
 """Text from outside, made fit to print: bounded, on one line, without control characters."""
 
+import json
 import re
 from urllib.parse import urlsplit
 
@@ -39,6 +40,13 @@ def source_label(source: str) -> str:
         parts = urlsplit(source)
         return one_line(f"{parts.netloc}{parts.path}", 60)
     return one_line(source, 120)
+
+
+def literal(value: object) -> str:
+    """A setting's value: a plain word as it is, all else as JSON, so that no blank is lost."""
+    if isinstance(value, str) and re.fullmatch(r"\S+", value):
+        return value
+    return json.dumps(value, ensure_ascii=False)
 
 
 def number(value: float | None, digits: int = 4) -> str:
