@@ -393,6 +393,7 @@ def test_an_export_prepares_to_the_same_tables(tmp_path, prepared, export, kind)
         export(first, "test", tmp_path / "no")
 
 
+@pytest.mark.slow  # FlagEmbedding takes long to import
 def test_flagembedding_reads_its_export(tmp_path, prepared):
     """Its own loader gives back corpus, queries and judgements (relevance as integers)."""
     folder = prepared({"beir": str(write(tmp_path / "in", beir_files()))})
