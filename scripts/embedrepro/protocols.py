@@ -6,7 +6,7 @@ lines they were read in: trec_eval flags of `pyserini/2cr/{msmarco,beir}.py` (Py
 and `custom_metrics.py` (beir 2.2.0), `FlagEmbedding/abc/evaluation/{searcher,utils}.py` (1.4.2).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -30,7 +30,7 @@ class Protocol:
         that matches counts; None: as the dataset's entry says.
     before_cut: it goes before the ranking is cut to `depth`, so that the next hit moves up.
     threshold: lowest relevant grade of binary measures; None: the dataset's, or a metric's own.
-    answered: families averaged over the queries that the run answers, not over all judged ones.
+    searched: families averaged over the queries that were searched, not over all judged ones.
     listed: families whose ties keep the run file's order; the rest rank as trec_eval does.
     decimals: means are rounded to so many; None: not at all.
     depth: hits that count, whatever the run holds; None: as many as the search was asked for.
@@ -41,7 +41,7 @@ class Protocol:
     identical_ids: tuple[tuple[str, bool | None], ...]
     before_cut: bool
     threshold: int | None
-    answered: frozenset[str]
+    searched: frozenset[str]
     listed: frozenset[str]
     decimals: int | None
     encoding: Mapping[str, Any]
@@ -160,18 +160,22 @@ def best_first(scores: dict[str, float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Scores:
-    """values: float64 (queries, measures); answered: bool (queries); both in `queries`' order."""
+    """values: float64 (queries, measures); searched, answered: bool (queries); in `queries`' order.
+
+    A query may be searched and find nothing: it isn't in the run, and still counts for every tool.
+    """
 
     queries: list[str]
     measures: list[Measure]
     values: np.ndarray
+    searched: np.ndarray
     answered: np.ndarray
 
     def kept(self, protocol: Protocol) -> list[np.ndarray]:
         """For each measure the values that its mean is over."""
         return [
-            self.values[self.answered, column]
-            if measure.family in protocol.answered
+            self.values[self.searched | self.answered, column]
+            if measure.family in protocol.searched
             else self.values[:, column]
             for column, measure in enumerate(self.measures)
         ]
@@ -186,12 +190,14 @@ def score(
     drop_identical: bool = False,
     threshold: int = 1,
     top_k: int | None = None,
+    searched: Collection[str] = (),
 ) -> dict[str, Scores]:
     """Score a run under each protocol in `names`, in one pass over it.
 
     `run` yields (query id, {document id: score}), as `runs.iter_listed` does; queries without
     judgements are passed over, as trec_eval does. `drop_identical` and `threshold` are what the
-    entry of `dataset` says; `top_k` is the depth of a protocol that names none (None: the run's).
+    entry of `dataset` says; `top_k` is the depth of a protocol that names none (None: the run's);
+    `searched` are queries that were searched even if the run has no hit for them.
     """
     index = {query: row for row, query in enumerate(qrels)}
     results = {}
@@ -199,7 +205,9 @@ def score(
         protocol = named(name)
         measures = list(dict.fromkeys(protocol.measure(m, threshold) for m in asked))
         values = np.zeros((len(qrels), len(measures)))
-        results[name] = Scores(list(qrels), measures, values, np.zeros(len(qrels), bool))
+        known = np.array([query in searched for query in qrels], bool)
+        answered = np.zeros(len(qrels), bool)
+        results[name] = Scores(list(qrels), measures, values, known, answered)
     judged = ((query, best_first(scores)) for query, scores in run if query in index)
     while block := dict(islice(judged, BLOCK)):
         rows = [index[query] for query in block]

@@ -28,6 +28,14 @@ def read_qrels(dataset: Path | str, split: str) -> dict[str, dict[str, int]]:
     return qrels
 
 
+def read_queries(dataset: Path | str, split: str) -> set[str]:
+    """Ids of the queries that one split of a prepared dataset has texts for."""
+    import pyarrow.parquet
+
+    path = Path(dataset) / split / "queries.parquet"
+    return set(pyarrow.parquet.read_table(path, columns=["id"]).column("id").to_pylist())
+
+
 def score_run(
     run: Path | str,
     dataset: Path | str,
@@ -58,7 +66,7 @@ def score_run(
     names = list(dict.fromkeys([shown, *spec.get("protocols", [])]))
     qrels = read_qrels(dataset, split)
     found = iter_listed(run)
-    rules = spec["dataset"], drops, threshold, spec.get("top_k")
+    rules = spec["dataset"], drops, threshold, spec.get("top_k"), read_queries(dataset, split)
     scores = protocols.score(found, qrels, asked, names, *rules)
 
     default = scores[shown]

@@ -93,6 +93,34 @@ def test_blocks_do_not_change_scores(run, scored, monkeypatch):
     assert (again["beir"].answered == scored["beir"].answered).all()
 
 
+def test_a_query_that_found_nothing_counts_one_that_was_not_searched_does_not():
+    qrels = {"found": {"x": 1}, "nothing": {"x": 1}, "not searched": {"x": 1}}
+    asked, run = [metrics.parse("R@10")], [("found", {"x": 1.0})]
+    names = ["mteb", "trec_eval"]
+    scores = protocols.score(run, qrels, asked, names, searched={"found", "nothing"})
+    means = {n: scoring.summarise(scores[n], protocols.named(n))["R@10"]["value"] for n in names}
+    assert means == {"mteb": 0.5, "trec_eval": 1 / 3}
+
+
+def test_depth_is_the_tools_or_what_was_asked():
+    qrels = {"q": {"1200": 1, "q": 1}}
+    hits = {str(i): 3000.0 - i for i in range(1500)} | {"q": 1.0}
+    asked, names = [metrics.parse("R@2000")], ["trec_eval", "mteb"]
+
+    def recall(**settings):
+        scores = protocols.score([("q", hits)], qrels, asked, names, **settings)
+        return [scores[name].values[0, 0] for name in names]
+
+    assert recall() == [1.0, 0.0]
+    assert recall(top_k=1500) == [0.5, 0.0]
+    assert recall(top_k=100) == [0.0, 0.0]
+    first = {"q": 9e9} | {str(i): 3000.0 - i for i in range(1500)}  # the own document goes first
+    dropped = protocols.score(
+        [("q", first)], qrels, asked, ["trec_eval"], drop_identical=True, top_k=1201
+    )
+    assert dropped["trec_eval"].values[0, 0] == 0.5
+
+
 def test_score_run_by_hand(run, tmp_path):
     """The command line: its files, the default protocol's per-query table, a query unanswered."""
     import subprocess
@@ -107,6 +135,8 @@ def test_score_run_by_hand(run, tmp_path):
     table = pa.table({name: [row[i] for row in rows] for name, i in columns.items()})
     (tmp_path / "data" / "test").mkdir(parents=True)
     parquet.write_table(table, tmp_path / "data" / "test" / "qrels.parquet")
+    queries = pa.table({"id": example.QUERIES, "text": example.QUERIES})
+    parquet.write_table(queries, tmp_path / "data" / "test" / "queries.parquet")
     about = {"ignore_identical_ids": True, "relevance_threshold": 2}
     (tmp_path / "data" / "dataset.json").write_text(json.dumps(about))
     spec = {"model_id": "a/b.c", "model": "a__b_c", "revision": None, "dataset": "made-up"}
