@@ -119,7 +119,8 @@ def _verdict(row: Published, scores: Mapping[str, Any], measured: float | None) 
     if reasons:
         word, words = NOT_COMPARABLE, "; ".join(reasons)
     else:
-        word, words = judge(delta, row.tolerance), "; ".join(_remarks(row, scores))
+        word = judge(delta, row.tolerance)
+        words = "; ".join(_remarks(row, scores, word))
     return Verdict(
         **{key: getattr(row, key) for key in ("model_id", "dataset", "split", "metric")},
         published=row.value,
@@ -154,11 +155,14 @@ def _differences(row: Published, scores: Mapping[str, Any]) -> Iterator[str]:
         yield _words(key, wanted, have)
 
 
-def _remarks(row: Published, scores: Mapping[str, Any]) -> Iterator[str]:
+def _remarks(row: Published, scores: Mapping[str, Any], word: str) -> Iterator[str]:
+    """What to know beside the verdict: unknown revisions, and how the other number was made."""
     if row.revision in UNKNOWN:
         yield "the publisher doesn't say which revision of the model"
     elif not COMMIT.fullmatch(scores["revision"] or ""):
         yield f"this run's revision is no commit, published for {row.revision[:12]}"
+    if word != REPRODUCED:
+        yield from (part for part in row.note.split("; ") if part and "=" not in part)
 
 
 def same_revision(one: str, other: str) -> bool:
