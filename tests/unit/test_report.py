@@ -43,7 +43,7 @@ def report(made: Made, folder: Path | None = None) -> subprocess.CompletedProces
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> tuple[Made, Path, str]:
-    made = Made(tmp_path_factory.mktemp("small"), models=3, datasets=2)
+    made = Made(tmp_path_factory.mktemp("small"), models=3, datasets=2, queries=150)
     done = report(made)
     assert done.returncode == 0, done.stderr
     return made, made.folder / "out", done.stdout
