@@ -19,6 +19,10 @@ run: .venv/run.ok
 reproduce: .venv/run.ok
 	$(SNAKEMAKE) reproduce
 
+# What is cached, what is to do: bytes to download and hours on one device.
+plan: .venv/run.ok
+	@$(SNAKEMAKE) plan --quiet all
+
 # FlagEmbedding's own evaluator on the staged models, on several devices, beside our numbers.
 reference: .venv/run.ok
 	$(SNAKEMAKE) reference

@@ -19,6 +19,7 @@ from embedrepro.datasets.registry import expand, read_registry
 from embedrepro.errors import UserError, printable
 from embedrepro.experiment import Experiment, absolute_paths
 from embedrepro.files import digest, sha256
+from embedrepro.plan import BYTES_A_PARAMETER, encode_seconds
 
 
 wildcard_constraints:
@@ -49,14 +50,14 @@ def folder_digest(source):
     if source.isdigit():
         parts = ["scripts/embedrepro/demo_model.py", "data/demo/corpus.jsonl"]
         return digest([int(source), *(sha256(REPOSITORY / part) for part in parts)])
-    return snapshot.path_digest(source, Path(".snakemake") / "embedrepro")
+    return snapshot.path_digest(source, DIGESTS)
 
 
-def read_experiment():
+def read_experiment(config):
     """The experiment, or one line that says what is wrong with the config, and status 2."""
     try:
         return Experiment(
-            config=read_config(),
+            config=config,
             schema=registry("schemas/config.schema.yaml"),
             models=registry("registry/models.yaml")["models"],
             datasets=read_registry(REPOSITORY / "rules" / "registry" / "datasets.yaml"),
@@ -68,7 +69,10 @@ def read_experiment():
         os._exit(2)  # Snakemake would add a traceback and turn the status into 1
 
 
-EXPERIMENT = read_experiment()
+CONFIG = read_config()
+# The digests of local files, remembered where downloads are; a store that is no text is an error.
+DIGESTS = Path(str(CONFIG.get("store", "store"))) / "models" / ".cache"
+EXPERIMENT = read_experiment(CONFIG)
 STORE = EXPERIMENT.store
 RESULTS = EXPERIMENT.results
 SPECS = f"{STORE}/specs"
@@ -243,6 +247,53 @@ def report_inputs():
 def report_files():
     names = ["report.html", "report.md", "report.tex", "metrics.tsv", "verdicts.tsv"]
     return [f"{RESULTS}/{name}" for name in [*names, "speed.tsv", "provenance.json"]]
+
+
+def plan():
+    """Every step with its outputs, bytes to download and device seconds, for `show_plan.py`."""
+    tflops = EXPERIMENT.config["plan"]["tflops"]
+    datasets = EXPERIMENT.datasets.values()
+    steps = []
+
+    def add(step, what, outputs, size=0, seconds=0):
+        value = {"step": step, "what": what, "outputs": outputs}
+        steps.append(value | {"bytes": size, "seconds": seconds})
+
+    for model in EXPERIMENT.models.values():
+        if model.source_spec:
+            size = model_bytes(model)
+            add("download_model", model.id, [manifest(model)], size)
+    for dataset in datasets:
+        local = {"beir", "flagembedding"} & dataset.spec["source"].keys()
+        unknown = None if dataset.size_mb is None else dataset.size_mb * 1e6
+        size = 0 if local else unknown
+        add("prepare_dataset", dataset.name, [prepared(dataset)], size)
+    for model in EXPERIMENT.models.values():
+        if model.kind != "dense":
+            continue
+        add("stage_model", model.id, [staged(model)])
+        parameters = model.stage_spec["registry"].get("parameters")
+        for dataset in datasets:
+            what = f"{model.id} on {dataset.name}"
+            seconds = encode_seconds(dataset.documents, parameters, tflops)
+            shards = corpus_shards(model, dataset)
+            add("encode_corpus", what, shards, 0, seconds)
+            queries = [query_embeddings(model, dataset, s) for s in dataset.splits]
+            add("encode_queries", what, queries)
+            found = [h for s in dataset.splits for h in hits(model, dataset, s)]
+            add("search_shard", what, found)
+    add("run files", EXPERIMENT.name, [run_file(*row) for row in rows()])
+    add("scores", EXPERIMENT.name, [score_file(*row) for row in rows()])
+    add("report", EXPERIMENT.name, report_files())
+    return {"tflops": tflops, "steps": steps}
+
+
+def model_bytes(model):
+    """Bytes to download; None where the registry doesn't know the model's size."""
+    if {"path", "demo"} & model.source_spec["source"].keys():
+        return 0
+    parameters = model.stage_spec.get("registry", {}).get("parameters")
+    return None if parameters is None else parameters * BYTES_A_PARAMETER
 
 
 def git(*arguments):

@@ -35,7 +35,7 @@ rule download_model:
     params:
         script=script("download_model"),
         folder=lambda wildcards, output: str(Path(output[0]).parent),
-        cache=f"{STORE}/models/.cache",
+        cache=str(DIGESTS),
     shell:
         "{params.script} --spec {input.spec:q}"
         " --output {params.folder:q} --cache {params.cache:q} 2>&1 | tee {log:q}"

@@ -46,3 +46,18 @@ rule report:
     shell:
         "{params.script} --spec {input.facts:q}"
         " --inputs {input.inputs:q} --output-dir {params.folder:q} 2>&1 | tee {log:q}"
+
+
+rule plan:
+    # Prints what is cached and what is to do; computes nothing.
+    input:
+        spec=lambda wildcards: spec(f"plan-{EXPERIMENT.name}", plan()),
+    log:
+        f"logs/plan/{EXPERIMENT.name}.log",
+    localrule: True
+    conda:
+        "../envs/data.yaml"
+    params:
+        script=script("show_plan"),
+    shell:
+        "{params.script} --spec {input.spec:q} 2>&1 | tee {log:q}"

@@ -47,6 +47,8 @@ class Dataset:
     instruction: str | None
     ignore_identical_ids: bool
     thresholds: dict[str, int]  # by split: the lowest grade that binary measures count
+    documents: int | None  # as the registry has it
+    size_mb: float | None  # of the download
 
 
 def absolute_paths(config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -216,6 +218,8 @@ class Experiment:
             splits=tuple(wanted or splits),
             shards=facts.get("shards", 1),
             instruction=facts.get("instruction"),
+            documents=known.get("documents"),
+            size_mb=known.get("size_mb"),
             ignore_identical_ids=facts.get("ignore_identical_ids", False),
             thresholds=threshold
             if isinstance(threshold, dict)
