@@ -265,6 +265,25 @@ def test_letters_and_p_values_come_from_the_comparisons(small):
     assert f"<sup>{entry['letters'][slug(made, 0)]}</sup>" in (folder / "report.html").read_text()
 
 
+def test_a_measure_keeps_its_threshold_of_the_dataset(tmp_path):
+    made = Made(tmp_path, models=2, datasets=1)
+    arguments = made_results.make(made)
+    for path in (tmp_path / "results").rglob("*"):
+        if path.suffix in (".json", ".tsv"):
+            path.write_text(path.read_text().replace('"R@100"', '"R(rel=2)@100"'))
+    script = str(ROOT / "scripts" / "make_report.py")
+    out = tmp_path / "out"
+    subprocess.run([sys.executable, script, *arguments, "--output-dir", str(out)], check=True)
+    assert {row["metric"] for row in rows(out / "metrics.tsv")} == {
+        *("nDCG@10", "RR@10", "R(rel=2)@100")
+    }
+    board = (out / "report.md").read_text().split("## Leaderboard, R\\@100")[1].splitlines()[4]
+    value = max(float(r["value"]) for r in rows(out / "metrics.tsv") if r["metric"][:2] == "R(")
+    assert f"**{value:.4f}**" in board
+    boards = (out / "report.html").read_text().split('role="tabpanel"')
+    assert boards[3].count("<sup>") == 2
+
+
 def test_a_model_without_a_result_has_a_gap_and_no_average(tmp_path):
     made = Made(tmp_path, models=2, datasets=2, missing=((0, 1),))
     assert report(made).returncode == 0

@@ -124,17 +124,17 @@ class Report:
         averages = {model.slug: self.average(model.slug, metric) for model in self.models}
         return sorted(self.models, key=lambda m: -(averages[m.slug] or (-1.0,))[0])
 
-    def comparison(self, dataset: str, split: str, metric: str) -> dict[str, Any] | None:
-        """The entry of `comparisons.json` about a dataset's slug, a split and a measure, if any."""
-        wanted = dataset, split, plain(metric)
+    def comparison(self, key: Key, metric: str) -> dict[str, Any] | None:
+        """The entry of `comparisons.json` that this cell is part of, if models were tested."""
+        wanted = key.dataset, key.split, self.metric_name(key, metric)
         for entry in self.comparisons:
-            if (entry["dataset"], entry["split"], plain(entry["metric"])) == wanted:
+            if (entry["dataset"], entry["split"], entry["metric"]) == wanted:
                 return entry
         return None
 
     def letters(self, key: Key, metric: str) -> str:
         """The significance letters of one cell; "" where nothing was tested."""
-        tested = self.comparison(key.dataset, key.split, metric)
+        tested = self.comparison(key, metric)
         return tested["letters"].get(key.model, "") if tested else ""
 
     def worst_first(self) -> list[dict[str, str]]:

@@ -167,7 +167,7 @@ def cut(text: str, limit: int) -> str:
 def adjusted_p(report: Report, column: Column, models: list[int]) -> list[list[float | None]]:
     """Holm-adjusted p-value of each pair of models on the main metric; None: not tested."""
     names = [report.models[index].slug for index in models]
-    entry = report.comparison(column.slug, column.split, report.main_metric) or {"pairs": []}
+    entry = report.comparison(column.key(names[0]), report.main_metric) or {"pairs": []}
     found = {frozenset((pair["a"], pair["b"])): pair["p_holm"] for pair in entry["pairs"]}
     return [[rounded(found.get(frozenset((one, other)))) for other in names] for one in names]
 

@@ -77,7 +77,7 @@ def verdict_table(report: Report) -> str:
 
 
 def reason(row: dict[str, str]) -> str:
-    return f": {escape(row['reason'])}" if row["verdict"] == "not comparable" else ""
+    return f": {escape(row['reason'])}" if row["reason"] and row["verdict"] != "reproduced" else ""
 
 
 def leaderboard(report: Report, metric: str) -> str:
