@@ -1,7 +1,7 @@
 """How each tool turns one run file into numbers, so that like is compared with like.
 
-The run file keeps every hit, a hit that carries the query's own id included. Sources, with the
-lines they were read in: trec_eval flags of `pyserini/2cr/{msmarco,beir}.py` (Pyserini 0a0be29),
+The run file keeps a hit that carries the query's own id, so that each protocol can treat it by its
+rule; one that drops it before the cut needs a run one hit deeper. Read in: trec_eval flags of `pyserini/2cr/{msmarco,beir}.py` (Pyserini 0a0be29),
 `mteb/_evaluators/retrieval_{evaluator,metrics}.py` (mteb 2.26.24), `beir/retrieval/evaluation.py`
 and `custom_metrics.py` (beir 2.2.0), `FlagEmbedding/abc/evaluation/{searcher,utils}.py` (1.4.2).
 """
@@ -68,63 +68,78 @@ _MTEB_DROPS = (
 _MTEB_KEEPS = ("beir/*", "cmteb/*", "xquad/*", "miracl/*", "mrtydi/*", "mldr/*", "bright/*")
 
 _ALL = frozenset(metrics.FAMILIES)
-PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        # Ours: trec_eval -c; the dataset's entry decides on identical ids and the threshold.
-        Protocol(DEFAULT, (("*", None),), True, None, frozenset(), frozenset(), None, {}, None),
-        # Drops where the task's class says so, in the evaluator, so after the search's top 1000.
-        Protocol(
-            "mteb",
-            (
-                *((name, True) for name in _MTEB_DROPS),
-                *((name, False) for name in _MTEB_KEEPS),
-                ("*", None),
-            ),
-            False,
-            1,
-            _ALL,
-            frozenset(),
-            5,
-            {},
+_NONE: frozenset[str] = frozenset()
+_TOOLS = (
+    # Ours: trec_eval -c; the dataset's entry decides on identical ids and the threshold.
+    Protocol(
+        name=DEFAULT,
+        identical_ids=(("*", None),),
+        before_cut=True,
+        threshold=None,
+        searched=_NONE,
+        listed=_NONE,
+        decimals=None,
+        encoding={},
+        depth=None,
+    ),
+    # Drops where the task's class says so, in the evaluator, so after the search's top 1000.
+    Protocol(
+        name="mteb",
+        identical_ids=(
+            *((name, True) for name in _MTEB_DROPS),
+            *((name, False) for name in _MTEB_KEEPS),
+            ("*", None),
         ),
-        # trec_eval -c, -l 2 on TREC DL; --remove-query on BEIR and BRIGHT, not on MS MARCO.
-        Protocol(
-            "pyserini",
-            (("beir/*", True), ("cqadupstack/*", True), ("bright/*", True), ("*", False)),
-            False,
-            None,
-            frozenset(),
-            frozenset(),
-            4,
-            {},
+        before_cut=False,
+        threshold=1,
+        searched=_ALL,
+        listed=_NONE,
+        decimals=5,
+        encoding={},
+    ),
+    # trec_eval -c, -l 2 on TREC DL; --remove-query, which drops from the hits that were searched
+    # (pyserini/search/faiss/__main__.py), on BEIR and BRIGHT, not on MS MARCO.
+    Protocol(
+        name="pyserini",
+        identical_ids=(
+            ("beir/*", True),
+            ("cqadupstack/*", True),
+            ("bright/*", True),
+            ("*", False),
         ),
-        # Its script for BEIR drops identical ids, after the search; the others keep them. MRR and
-        # capped recall sort by score alone (stable) and are means over all queries. Its MS MARCO
-        # corpus has titles added, and it joins titles and cuts at 512 tokens unless told otherwise.
-        Protocol(
-            "flagembedding",
-            (("beir/*", True), ("cqadupstack/*", True), ("*", False)),
-            False,
-            1,
-            _ALL - {"RR", "R_cap"},
-            frozenset({"RR", "R_cap"}),
-            5,
-            {"title": "join", "max_length": {"query": 512, "passage": 512}},
-        ),
-        # Always drops, while the heap of the top k fills.
-        Protocol(
-            "beir",
-            (("*", True),),
-            True,
-            1,
-            _ALL - {"RR", "R_cap", "Success"},
-            frozenset({"RR", "R_cap", "Success"}),
-            5,
-            {},
-        ),
-    )
-}
+        before_cut=False,
+        threshold=None,
+        searched=_NONE,
+        listed=_NONE,
+        decimals=4,
+        encoding={},
+    ),
+    # Its script for BEIR drops identical ids, after the search; the others keep them. MRR and
+    # capped recall sort by score alone (stable) and are means over all queries. Its MS MARCO
+    # corpus has titles added, and it joins titles and cuts at 512 tokens unless told otherwise.
+    Protocol(
+        name="flagembedding",
+        identical_ids=(("beir/*", True), ("cqadupstack/*", True), ("*", False)),
+        before_cut=False,
+        threshold=1,
+        searched=_ALL - {"RR", "R_cap"},
+        listed=frozenset({"RR", "R_cap"}),
+        decimals=5,
+        encoding={"title": "join", "max_length": {"query": 512, "passage": 512}},
+    ),
+    # Always drops, while the heap of the top k fills.
+    Protocol(
+        name="beir",
+        identical_ids=(("*", True),),
+        before_cut=True,
+        threshold=1,
+        searched=_ALL - {"RR", "R_cap", "Success"},
+        listed=frozenset({"RR", "R_cap", "Success"}),
+        decimals=5,
+        encoding={},
+    ),
+)
+PROTOCOLS = {protocol.name: protocol for protocol in _TOOLS}
 
 
 def named(name: str) -> Protocol:

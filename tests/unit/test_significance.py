@@ -45,11 +45,11 @@ def test_rounding_does_not_hide_equal_sums():
     assert significance.randomisation_test(differences[:, None])[0] == np.mean(sums >= 7)
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.1, 0.2])
+@pytest.mark.parametrize("shift", [0.0, 0.1])
 def test_sampled_agrees_with_scipy(shift):
     differences = np.random.default_rng(3).normal(shift, 1, 200)
     found = significance.randomisation_test(differences[:, None])[0]
-    assert found == pytest.approx(scipy_p(differences, 20_000), abs=0.02)
+    assert found == pytest.approx(scipy_p(differences, 10_000), abs=0.02)
     assert found == significance.randomisation_test(differences[:, None])[0]  # seeded
 
 
