@@ -1,7 +1,9 @@
 """How each tool turns one run file into numbers, so that like is compared with like.
 
 The run file keeps a hit that carries the query's own id, so that each protocol can treat it by its
-rule; one that drops it before the cut needs a run one hit deeper. Read in: trec_eval flags of `pyserini/2cr/{msmarco,beir}.py` (Pyserini 0a0be29),
+rule; one that drops it before the cut needs a run one hit deeper.
+
+Read in: trec_eval's flags in `pyserini/2cr/{msmarco,beir}.py` (Pyserini 0a0be29),
 `mteb/_evaluators/retrieval_{evaluator,metrics}.py` (mteb 2.26.24), `beir/retrieval/evaluation.py`
 and `custom_metrics.py` (beir 2.2.0), `FlagEmbedding/abc/evaluation/{searcher,utils}.py` (1.4.2).
 """
