@@ -5,7 +5,9 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 
 from .errors import UserError
 
+PIECE = 2**26  # bytes of an array file that one digest in its sidecar's `pieces` covers
 TEMPORARY = ".tmp-"  # every unfinished file's or folder's name starts with this
 
 
@@ -74,6 +77,24 @@ def sha256(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def piece_digests(path: Path | str) -> list[str]:
+    """Hex sha256 of each 64 MiB of a file, hashed in parallel: one thread is slower than a disk."""
+    path = Path(path)
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        return list(pool.map(partial(_piece_digest, path), range(0, path.stat().st_size, PIECE)))
+
+
+def _piece_digest(path: Path, start: int) -> str:
+    found, buffer = hashlib.sha256(), memoryview(bytearray(2**20))
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        left = PIECE
+        while left and (count := file.readinto(buffer[:left])):
+            found.update(buffer[:count])
+            left -= count
+    return found.hexdigest()
+
+
 def digest(value: Any, length: int = 12) -> str:
     """Short hex digest of a JSON value, independent of key order."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
@@ -87,13 +108,18 @@ def sidecar(path: Path | str) -> Path:
 def seal_array(temporary: Path, path: Path | str, **meta: Any) -> None:
     """Give a finished `.npy` (still under its temporary name) its sidecar, then its final name.
 
-    The sidecar holds shape, dtype, sha256 of the file and `meta`. It is written first, so an array
-    under its final name always has one.
+    The sidecar holds shape, dtype, sha256 and piece digests of the file, and `meta`. It is written
+    first, so an array under its final name always has one.
     """
-    array = np.load(temporary, mmap_mode="r")
-    facts = {"shape": list(array.shape), "dtype": str(array.dtype), "sha256": sha256(temporary)}
-    write_json(sidecar(path), facts | meta)
+    _write_sidecar(temporary, path, meta)
     os.replace(temporary, path)
+
+
+def _write_sidecar(temporary: Path, path: Path | str, meta: dict[str, Any]) -> None:
+    array = np.load(temporary, mmap_mode="r")
+    facts = {"shape": list(array.shape), "dtype": str(array.dtype)}
+    facts |= {"sha256": sha256(temporary), "pieces": piece_digests(temporary)}
+    write_json(sidecar(path), facts | meta)
 
 
 def save_array(path: Path | str, array: np.ndarray, **meta: Any) -> None:
@@ -102,14 +128,13 @@ def save_array(path: Path | str, array: np.ndarray, **meta: Any) -> None:
     with atomic(path) as temporary:
         with open(temporary, "wb") as file:
             np.save(file, array)
-        facts = {"shape": list(array.shape), "dtype": str(array.dtype)}
-        write_json(sidecar(path), facts | {"sha256": sha256(temporary)} | meta)
+        _write_sidecar(temporary, path, meta)
 
 
 def load_array(path: Path | str, verify: bool = True) -> tuple[np.ndarray, dict[str, Any]]:
     """Memory-map an array and read its sidecar; a mismatch is refused by name.
 
-    `verify=False` skips the digest (a reader that hashes while it streams), never shape and dtype.
+    `verify=False` leaves `verify_array` to the caller, who can read meanwhile.
     """
     path = Path(path)
     meta = read_json(sidecar(path))
@@ -123,6 +148,16 @@ def load_array(path: Path | str, verify: bool = True) -> tuple[np.ndarray, dict[
             f"{path}: holds {array.dtype}{list(array.shape)}, its sidecar says "
             f"{meta.get('dtype')}{meta.get('shape')}; {remedy}"
         )
-    if verify and sha256(path) != meta.get("sha256"):
-        raise UserError(f"{path}: its sha256 is not the one in its sidecar; {remedy}")
+    if verify:
+        verify_array(path, meta)
     return array, meta
+
+
+def verify_array(path: Path | str, meta: dict[str, Any]) -> None:
+    """Hold a file's bytes against its sidecar `meta`; raises `UserError` on a mismatch."""
+    pieces = meta.get("pieces")
+    whole = sha256(path) == meta.get("sha256") if pieces is None else piece_digests(path) == pieces
+    if not whole:
+        raise UserError(
+            f"{path}: its sha256 is not the one in its sidecar; delete it and run again"
+        )

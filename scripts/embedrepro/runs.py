@@ -18,31 +18,40 @@ import pyarrow.parquet as pq
 from .errors import UserError, printable
 from .files import atomic
 
+Ids = Callable[[np.ndarray], pa.Array]  # row numbers to document ids
 Ranking = tuple[str, list[str], np.ndarray]  # query id, document ids, float32 scores; in order
 
 
-def trec_order(
-    query: np.ndarray, score: np.ndarray, doc: np.ndarray, ids: Callable[[np.ndarray], pa.Array]
-) -> np.ndarray:
+def trec_order(query: np.ndarray, score: np.ndarray, doc: np.ndarray, ids: Ids) -> np.ndarray:
     """Permutation that sorts hits by (query, score descending, document id descending in UTF-8).
 
     `query`, `score` (float32) and `doc` (row numbers) have one entry per hit. `ids(rows)` gives the
     document ids of rows; it is asked only about rows whose score ties within a query.
     """
-    bits = (score + np.float32(0)).view(np.int32)  # -0 becomes 0
-    upward = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # integers in the order of the scores
-    key = (query.astype(np.int64) << 32) + 0x7FFFFFFF - upward
+    key = sort_key(query, score)
     order = np.argsort(key)
     ordered = key[order]
     same = ordered[1:] == ordered[:-1]
     if same.any():
         tied = np.flatnonzero(np.r_[False, same] | np.r_[same, False])
-        rows, place = np.unique(doc[order[tied]], return_inverse=True)
-        by_id = pc.sort_indices(ids(rows), sort_keys=[("", "descending")]).to_numpy()
-        rank = np.empty(len(rows), dtype=np.int64)
-        rank[by_id] = np.arange(len(rows))
-        order[tied] = order[tied[np.lexsort((rank[place], ordered[tied]))]]
+        order[tied] = order[tied[tie_order(ordered[tied], doc[order[tied]], ids)]]
     return order
+
+
+def sort_key(query: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """One int64 for each hit: upwards by query (integer), then downwards by score (float32)."""
+    bits = (score + np.float32(0)).view(np.int32)  # -0 becomes 0
+    upward = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # integers in the order of the scores
+    return (query.astype(np.int64) << 32) + (0x7FFFFFFF - upward.astype(np.int64))
+
+
+def tie_order(key: np.ndarray, doc: np.ndarray, ids: Ids) -> np.ndarray:
+    """Permutation of tied hits, already sorted by `key`, that sorts each tie by id downwards."""
+    rows, place = np.unique(doc, return_inverse=True)
+    by_id = pc.sort_indices(ids(rows), sort_keys=[("", "descending")]).to_numpy()
+    rank = np.empty(len(rows), dtype=np.int64)
+    rank[by_id] = np.arange(len(rows))
+    return np.lexsort((rank[place], key))
 
 
 def read_ids(path: Path | str, start: int = 0, stop: int | None = None) -> pa.Array:

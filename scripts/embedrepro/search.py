@@ -13,11 +13,10 @@ the highest f all score at least kth - e, where kth is the lowest of their f; so
 f < kth - 2e is not among the best k. Everything else is kept and scored again exactly.
 """
 
-import hashlib
 import mmap
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 
@@ -28,9 +27,9 @@ import torch
 
 from .encode import pick_device
 from .errors import UserError
-from .files import load_array
+from .files import load_array, verify_array
 from .hits import Batch, group_size, write_hits
-from .runs import read_ids, trec_order
+from .runs import Ids, read_ids, tie_order, trec_order
 
 CPU_SCORES = 2**22  # float32 scores held at a time: 16 MiB stay in the last-level cache
 CUDA_SCORES = 2**29
@@ -38,7 +37,6 @@ CPU_POOL = 192 * 2**20  # bytes of candidates held at a time
 UNDERFLOW = 2.0**-110  # covers products too small for float32, for up to 2^16 dimensions
 CHUNK = 64  # neighbouring scores whose maximum is compared with the threshold first
 PAIRS = {"cpu": 2**10, "cuda": 2**16}  # pairs scored exactly at a time
-Ids = Callable[[np.ndarray], pa.Array]
 
 
 def search_shard(
@@ -131,7 +129,7 @@ class Shard:
         """Yield (first row, up to `size` rows on the device, their largest norm), in order.
 
         On a CPU rows come widened to float32. A yielded tensor is overwritten later, so use it
-        before asking for the next. The first whole pass checks the file's sha256.
+        before asking for the next. The first pass checks the file's digests meanwhile.
         """
         if self.resident is not None and self.norm is not None:
             for first in range(0, self.rows, size):
@@ -140,12 +138,16 @@ class Shard:
         if self.device == "cuda" and self.random_access:
             self.resident = torch.empty((self.rows, self.dim), dtype=self.dtype, device="cuda")
         largest = 0.0
-        for first, host, copied in self._stream(size):
-            block = self._upload(first, host, copied)
-            norm = self._largest_norm(first, block)
-            largest = max(largest, norm)
-            yield first, block, norm
-        self.norm = largest
+        with ThreadPoolExecutor(1) as pool:
+            check = None if self.verified else pool.submit(verify_array, self.path, self.meta)
+            for first, host, copied in self._stream(size):
+                block = self._upload(first, host, copied)
+                norm = self._largest_norm(first, block)
+                largest = max(largest, norm)
+                yield first, block, norm
+            if check:
+                check.result()
+        self.norm, self.verified = largest, True
 
     def _upload(
         self, first: int, host: torch.Tensor, copied: "torch.cuda.Event | None"
@@ -168,46 +170,28 @@ class Shard:
         return largest
 
     def _stream(self, size: int) -> Iterator[tuple[int, torch.Tensor, "torch.cuda.Event | None"]]:
-        """Read ahead into three buffers: one computed with, one hashed, one being read."""
+        """Read ahead into three buffers: one in use, one ready, one being read."""
         cuda = self.device == "cuda"
         shape = (min(size, self.rows), self.dim)
         buffers = [torch.empty(shape, dtype=self.dtype, pin_memory=cuda) for _ in range(3)]
         copied = [torch.cuda.Event() if cuda else None for _ in range(3)]
-        hashed: list[Future | None] = [None] * 3
         starts = range(0, self.rows, size)
-        with (
-            open(self.path, "rb", buffering=0) as file,
-            ThreadPoolExecutor(1) as reader,
-            ThreadPoolExecutor(1) as hasher,
-        ):
-            digest = None if self.verified else hashlib.sha256(file.read(self.offset))
+        with open(self.path, "rb", buffering=0) as file, ThreadPoolExecutor(1) as reader:
             file.seek(self.offset)
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
             def read(number: int) -> torch.Tensor:
-                slot = number % 3
-                if hashed[slot]:
-                    hashed[slot].result()
                 if cuda and number >= 3:
-                    copied[slot].synchronize()
-                block = buffers[slot][: min(size, self.rows - starts[number])]
-                view = memoryview(block.numpy()).cast("B")
-                read_whole(file, view, self.path)
-                if digest:
-                    hashed[slot] = hasher.submit(digest.update, view)
+                    copied[number % 3].synchronize()
+                block = buffers[number % 3][: min(size, self.rows - starts[number])]
+                read_whole(file, memoryview(block.numpy()).cast("B"), self.path)
                 return block
 
             pending = [reader.submit(read, number) for number in range(min(2, len(starts)))]
             for number, first in enumerate(starts):
-                block = pending.pop(0).result()
-                yield first, block, copied[number % 3]
+                yield first, pending.pop(0).result(), copied[number % 3]
                 if number + 2 < len(starts):
                     pending.append(reader.submit(read, number + 2))
-        if digest and digest.hexdigest() != self.meta.get("sha256"):
-            raise UserError(
-                f"{self.path}: its sha256 is not the one in its sidecar; delete it and run again"
-            )
-        self.verified = True
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """The stored vectors of `rows`, sorted upwards (CPU) or in any order (CUDA)."""
@@ -455,11 +439,24 @@ class Pool:
         q, rows, value = self._candidates()
         if self.exact:
             value = self.exact(q, rows.long())
-        q, rows, value = q.cpu().numpy(), rows.cpu().numpy().astype(np.int64), value.cpu().numpy()
-        order = trec_order(q, value, rows, self.ids)
-        starts = np.searchsorted(q[order], np.arange(len(self.count)))
-        best = order[starts[:, None] + np.arange(self.k)]
-        return rows[best], value[best]
+        key, order = sort_key(q, value).sort()
+        same = key[1:] == key[:-1]
+        edge = torch.zeros(1, dtype=torch.bool, device=same.device)
+        tied = true_positions(torch.cat([edge, same]) | torch.cat([same, edge]))
+        if len(tied):
+            docs = rows[order[tied]].cpu().numpy()
+            by_id = torch.from_numpy(tie_order(key[tied].cpu().numpy(), docs, self.ids))
+            order[tied] = order[tied[by_id.to(tied.device)]]
+        start = self.count.cumsum(0) - self.count
+        best = order[start[:, None] + torch.arange(self.k, device=order.device)]
+        return rows[best].cpu().numpy().astype(np.int64), value[best].cpu().numpy()
+
+
+def sort_key(q: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+    """`runs.sort_key` of tensors: int64, upwards by query, then downwards by score."""
+    bits = (score + 0.0).view(torch.int32)
+    upward = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return (q << 32) + (0x7FFFFFFF - upward.long())
 
 
 def above(scores: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import pyarrow as pa  # noqa: E402
 from embedrepro import search  # noqa: E402
-from embedrepro.files import sidecar, write_json  # noqa: E402
+from embedrepro.files import seal_array  # noqa: E402
 
 PIECE = 2**16  # rows made, or read, at a time
 
@@ -40,21 +39,16 @@ def unit_vectors(rows: int, dim: int, seed: int, device: str) -> torch.Tensor:
 
 
 def make_corpus(path: Path, rows: int, dim: int, device: str) -> None:
-    """Random unit vectors in float16, written and hashed at once."""
-    digest, header = hashlib.sha256(), {"descr": "<f2", "fortran_order": False}
-    with open(path, "w+b") as file, ThreadPoolExecutor(1) as hasher:
-        np.lib.format.write_array_header_1_0(file, header | {"shape": (rows, dim)})
-        file.seek(0)
-        digest.update(file.read())
+    """Random unit vectors in float16 with their sidecar."""
+    header = {"descr": "<f2", "fortran_order": False, "shape": (rows, dim)}
+    temporary = path.with_suffix(".part")
+    with open(temporary, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
         for first in range(0, rows, PIECE):
-            part = unit_vectors(min(PIECE, rows - first), dim, first, device).cpu().numpy()
-            hashed = hasher.submit(digest.update, part)
-            part.tofile(file)
-            hashed.result()
+            unit_vectors(min(PIECE, rows - first), dim, first, device).cpu().numpy().tofile(file)
         file.flush()
         os.fsync(file.fileno())
-    facts = {"shape": [rows, dim], "dtype": "float16", "sha256": digest.hexdigest()}
-    write_json(sidecar(path), facts)
+    seal_array(temporary, path, rows=[0, rows])
 
 
 def ids(rows: np.ndarray) -> pa.Array:
