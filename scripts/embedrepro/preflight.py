@@ -40,15 +40,19 @@ NEAR = 1e-4  # float32 states that should be equal, relative to the largest
 def preflight(staged: Path) -> list[Finding]:
     """The findings for a staged folder, in the order of the checks; takes some seconds.
 
-    The two children run side by side, so the time is that of one load.
+    The two children run side by side; for a large model, which fills some GB, one after the other.
     """
     staged = Path(staged).absolute()
+    large = weight_bytes(json_object(staged / "stage.json")) > FULL_BYTES
     with tempfile.TemporaryDirectory(prefix="preflight-") as scratch:
         # Loaded under the name that it will have: while staging, its own still has a dot.
         view = Path(scratch) / re.sub(r"^\.tmp-[0-9a-f]+-", "", staged.name)
         view.symlink_to(staged)
-        children = [start(view, Path(scratch) / f"modules{number}") for number in (1, 2)]
-        answers = [finish(child) for child in children]
+        caches = [Path(scratch) / f"modules{number}" for number in (1, 2)]
+        if large:
+            answers = [finish(start(view, cache, large)) for cache in caches]
+        else:
+            answers = [finish(child) for child in [start(view, cache, large) for cache in caches]]
     for answer in answers:
         if "error" in answer:
             return [finding("load", False, answer["error"])]
@@ -67,16 +71,21 @@ def refuse_failed(findings: list[Finding], model_id: str) -> None:
             raise UserError(f"{model_id}: preflight check '{row['check']}' failed: {row['detail']}")
 
 
+def weight_bytes(record: dict[str, Any]) -> int:
+    files = record["files"].items()
+    return sum(file["size"] for name, file in files if name.endswith((".safetensors", ".bin")))
+
+
 def finding(check: str, ok: bool, detail: str) -> Finding:
     return {"check": check, "ok": bool(ok), "detail": printable(detail, 500)}
 
 
-def start(staged: Path, modules: Path) -> subprocess.Popen:
+def start(staged: Path, modules: Path, large: bool) -> subprocess.Popen:
     environment = os.environ | {
         "HF_MODULES_CACHE": str(modules),
         "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": str(min(os.cpu_count() or 1, 8) if large else 1),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": str(Path(__file__).parents[1]),
     }
@@ -117,7 +126,6 @@ def examine(staged: Path) -> dict[str, Any]:
     from .staging import verify_code
 
     record = verify_code(staged)
-    torch.set_num_threads(1)
     tokenizer, model, findings = load(staged, record)
     probe = Probe(staged, record, tokenizer, model)
     checks: list[Callable[[], Iterator[Finding]]] = [
@@ -155,8 +163,7 @@ def load(staged: Path, record: dict[str, Any]) -> tuple[Any, Any, list[Finding]]
 
 def truncate(config: Any, record: dict[str, Any]) -> tuple[int | None, Finding]:
     """Cut a large model's config to its first layers: (layers kept or None for all, finding)."""
-    weights = [f for name, f in record["files"].items() if name.endswith((".safetensors", ".bin"))]
-    size = sum(facts["size"] for facts in weights)
+    size = weight_bytes(record)
     layers = getattr(config, "num_hidden_layers", None)
     if size <= FULL_BYTES or not layers or layers <= LAYERS:
         return None, finding("scope", True, f"the whole model, {size / 1e6:.0f} MB, in float32")
@@ -199,6 +206,7 @@ class Probe:
     def __init__(self, staged: Path, record: dict[str, Any], tokenizer: Any, model: Any) -> None:
         self.staged, self.record = staged, record
         self.tokenizer, self.model = tokenizer, model
+        self.known: dict[str, Any] = {}
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
 
@@ -209,10 +217,17 @@ class Probe:
         """Last hidden states [rows, length, d] and mask [rows, length] of padded token ids."""
         import torch
 
-        batch = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
-        mask = batch["attention_mask"]
-        output = self.model(input_ids=batch["input_ids"], attention_mask=mask, return_dict=True)
-        return output.last_hidden_state.to(torch.float32), mask
+        key = repr(rows)
+        if key not in self.known:
+            batch = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+            mask = batch["attention_mask"]
+            output = self.model(input_ids=batch["input_ids"], attention_mask=mask, return_dict=True)
+            self.known[key] = output.last_hidden_state.to(torch.float32), mask
+        return self.known[key]
+
+    def rows(self) -> list[list[int]]:
+        """The ids of the texts, cut to what a large model computes in a moment."""
+        return [self.ids(text, truncation=True, max_length=48) for text in TEXTS]
 
     def pool(self, states: Any, mask: Any) -> Any:
         """Pooled, normalised vectors [rows, d]."""
@@ -315,7 +330,7 @@ class Probe:
                 if tensor.is_floating_point() and not tensor.isfinite().all():
                     yield finding("finite", False, f"{kind} {name} holds NaN or infinity")
                     return
-        states, mask = self.states([self.ids(text) for text in TEXTS])
+        states, mask = self.states(self.rows())
         bad = not states[mask.bool()].isfinite().all()
         yield finding("finite", not bad, "an output holds NaN or infinity" if bad else "no NaN")
 
@@ -339,17 +354,18 @@ class Probe:
         yield finding("buffers", True, "as the code computes them")
 
     def dimensions(self) -> Iterator[Finding]:
-        states, _ = self.states([self.ids(TEXTS[1])])
+        states, _ = self.states(self.rows()[1:2])
         size, stated = states.shape[-1], self.record["hidden_size"]
         yield finding("dimensions", size == stated, f"states have {size}, stage.json says {stated}")
 
     def attention(self) -> Iterator[Finding]:
         """A later token changes an earlier state, or doesn't, as declared; alone and padded."""
-        ids = self.ids(TEXTS[0])
+        ids, _, _, long = self.rows()
+        if len(long) <= len(ids):  # tokens as short as bytes: something has to be padded
+            ids = ids[-24:]
         place = len(ids) // 2 + 1
         changed = list(ids)
         changed[place] = ids[1] if ids[place] != ids[1] else ids[2]
-        long = self.ids(TEXTS[3])
         declared = self.record["attention"]
         for how, others in (("alone", []), ("in a padded batch", [long])):
             before, mask = self.states([ids, *others])
@@ -366,7 +382,7 @@ class Probe:
 
     def padding(self) -> Iterator[Finding]:
         """A text's vector is the same alone and beside a longer one."""
-        rows = [self.ids(text) for text in TEXTS]
+        rows = self.rows()
         together = self.pool(*self.states(rows))
         for text, row, vector in zip(TEXTS, rows, together, strict=True):
             difference = float((self.pool(*self.states([row]))[0] - vector).abs().max())
@@ -379,8 +395,8 @@ class Probe:
     def digest(self) -> str:
         """sha256 over the vectors of the texts and all buffers."""
         total = hashlib.sha256()
-        for text in TEXTS:
-            total.update(self.pool(*self.states([self.ids(text)])).numpy().tobytes())
+        for row in self.rows():
+            total.update(self.pool(*self.states([row])).numpy().tobytes())
         for _, buffer in sorted(self.model.named_buffers()):
             total.update(buffer.contiguous().numpy().tobytes())
         return total.hexdigest()

@@ -27,8 +27,8 @@ class Facts:
     end_token: str | None
     pooling: str
     normalize: bool
-    query_prompt: str
-    passage_prompt: str
+    query_prompt: str | None
+    passage_prompt: str | None
     max_length: dict[str, int]
     dtype: str
     engine: str
@@ -43,6 +43,11 @@ class Facts:
     def prompt(self, role: str, instruction: str | None) -> str:
         """What stands before each text; `{task}` is the dataset's instruction."""
         prompt = self.query_prompt if role == "query" else self.passage_prompt
+        if prompt is None:
+            raise UserError(
+                f"{self.model_id}: nothing says what stands before a {role}; set {role}_prompt: "
+                'under the model ("" for nothing)'
+            )
         if "{task}" not in prompt:
             return prompt
         if instruction is None:
@@ -86,8 +91,8 @@ def resolve(staged: Path | str, settings: dict[str, Any]) -> Facts:
         end_token=merged.get("end_token"),
         pooling=merged["pooling"],
         normalize=merged["normalize"],
-        query_prompt=merged.get("query_prompt") or "",
-        passage_prompt=merged.get("passage_prompt") or "",
+        query_prompt=merged.get("query_prompt"),
+        passage_prompt=merged.get("passage_prompt"),
         max_length=merged["max_length"],
         dtype=merged.get("dtype") or "auto",
         engine=merged["engine"],
