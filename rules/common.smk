@@ -220,6 +220,18 @@ def ingredient_runs(wildcards):
     return [run_file(by_id[i], of_dataset(wildcards), wildcards.split) for i in names]
 
 
+def encoded(wildcards):
+    """Sidecars that say how an embedding model's queries and passages were encoded."""
+    model, dataset = of_model(wildcards), of_dataset(wildcards)
+    if model.kind != "dense":
+        return []
+    arrays = (
+        query_embeddings(model, dataset, wildcards.split),
+        corpus_shards(model, dataset)[0],
+    )
+    return [npy.removesuffix(".npy") + ".json" for npy in arrays]
+
+
 def embedding_sidecars():
     dense = [row for row in rows() if row[0].kind == "dense"]
     arrays = [
@@ -333,7 +345,7 @@ def experiment_facts():
         "huggingface_hub",
         "numpy",
     ]
-    packages += ["pyarrow", "pytrec-eval-terrier", "ir-measures"]
+    packages += ["pyarrow", "pytrec-eval-terrier"]
     return {
         "experiment": EXPERIMENT.name,
         "models": [

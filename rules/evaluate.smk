@@ -7,6 +7,7 @@ rule score_run:
         run=f"{RESULTS}/runs/{{dataset}}/{{split}}/{{model}}.trec",
         dataset=ancient(lambda wc: prepared(of_dataset(wc))),
         spec=lambda wc: score_spec(wc),
+        encoded=ancient(lambda wc: encoded(wc)),
     output:
         scores=f"{RESULTS}/scores/{{dataset}}/{{split}}/{{model}}.json",
         per_query=f"{RESULTS}/scores/{{dataset}}/{{split}}/{{model}}.per_query.tsv",
@@ -20,10 +21,11 @@ rule score_run:
     params:
         script=script("score_run"),
         dataset=lambda wildcards, input: str(Path(input.dataset).parent),
+        encoded=lambda wc, input: ["--encoded", *input.encoded] if input.encoded else [],
     shell:
         "{params.script} --run {input.run:q}"
         " --dataset {params.dataset:q} --split {wildcards.split} --spec {input.spec:q}"
-        " --output {output.scores:q} --per-query {output.per_query:q} 2>&1 | tee {log:q}"
+        " --output {output.scores:q} --per-query {output.per_query:q} {params.encoded:q} 2>&1 | tee {log:q}"
 
 
 rule compare_published:

@@ -15,9 +15,18 @@ def printable(text: object, limit: int = 200) -> str:
 
 
 def run_cli(main: Callable[[], None]) -> None:
-    """Run a command line's `main`; a `UserError` becomes one line on stderr and exit status 2."""
+    """Run a command line's `main`; a mistake becomes one line on stderr and exit status 2.
+
+    What the system refuses (no such file, no space left) counts as one.
+    """
     try:
         main()
     except UserError as error:
-        print(f"error: {printable(error, 2000)}", file=sys.stderr)
-        sys.exit(2)
+        line = printable(error, 2000)
+    except OSError as error:
+        where = f"{printable(error.filename, 1000)}: " if error.filename else ""
+        line = where + (error.strerror or printable(error, 1000))
+    else:
+        return
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import keys, names
+from . import keys, metrics, names
 from .errors import UserError, printable
 from .schema import nearest, validate
 
@@ -92,6 +92,8 @@ class Experiment:
         self.store = config["store"]
         self.results = f"results/{self.name}"
         self.top_k = config["retrieve"]["top_k"]
+        for metric in config["evaluate"]["metrics"]:
+            metrics.parse(metric)
         self._folder_digest = folder_digest
         self.datasets = {d.slug: d for d in self._datasets(config["datasets"], datasets, expand)}
         self.models = {m.slug: m for m in self._models(config["models"], models)}
@@ -296,6 +298,7 @@ class Experiment:
             "metrics": evaluate["metrics"],
             "protocols": list(dict.fromkeys([evaluate["protocol"], *evaluate["protocols"]])),
             "default_protocol": evaluate["protocol"],
+            "top_k": self.top_k,
             "ignore_identical_ids": dataset.ignore_identical_ids,
             "relevance_threshold": dataset.thresholds.get(split, 1),
         }

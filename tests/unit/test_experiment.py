@@ -134,6 +134,7 @@ MISTAKES = {
         ["circle"],
     ),
     "experiment that leaves results": ({"experiment": "../x"}, ["experiment", "letters"]),
+    "metric": ({"evaluate": {"metrics": ["ndgc@10"]}}, ["ndgc@10", "nDCG@10"]),
     "protocol": ({"evaluate": {"protocol": "mtep"}}, ["mtep", "'mteb'"]),
 }
 
