@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 import yaml
 from embedrepro.architectures import flagembedding_mapping, native_attention, native_class
 from embedrepro.errors import UserError
 from embedrepro.facts import resolve
 from embedrepro.keys import ENCODE_FACTS, STAGE_FACTS
+from safetensors.numpy import save_file
 
 REPOSITORY = Path(__file__).parents[2]
 REGISTRY = REPOSITORY / "rules" / "registry" / "models.yaml"
@@ -171,6 +173,20 @@ def test_prompts_nobody_states_stay_unknown(model):
     given = {"pooling": "mean", "normalize": True}
     facts, decisions = resolve(spec(facts=given), model())
     assert facts["query_prompt"] is None and source_of(decisions, "query_prompt") == "nobody"
+
+
+def test_encoding_asks_for_a_prompt_nobody_states(model):
+    from embedrepro import encode
+    from embedrepro.staging import stage
+
+    words = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
+    snapshot = model(tokenizer={"model": words, "added_tokens": []})
+    save_file({"t": np.zeros(1, np.float32)}, snapshot / "model.safetensors")
+    given = spec(facts={"pooling": "mean", "normalize": True}) | {"source": {"path": "x"}}
+    stage(given, snapshot, snapshot / "staged")
+    with pytest.raises(UserError, match="set query_prompt:"):
+        encode.resolve(snapshot / "staged", {}).prompt("query", None)
+    assert encode.resolve(snapshot / "staged", {"query_prompt": ""}).prompt("query", None) == ""
 
 
 def test_prompt_left_out_of_the_mean_is_refused(model):

@@ -168,6 +168,33 @@ def test_code_needs_trust_and_a_full_revision(tmp_path):
     assert stage(traps.spec(pinned), snapshot, tmp_path / "st")["revision"] == "0" * 40
 
 
+@pytest.mark.slow
+def test_staged_qwen2_is_one_model_to_every_library(tmp_path):
+    """packed, FlagEmbedding and sentence-transformers, each loading the folder by itself."""
+    import numpy as np
+    from embedrepro.encode import load_engine
+    from FlagEmbedding import FlagLLMModel
+    from sentence_transformers import SentenceTransformer
+
+    folder = tmp_path / "demo__Tiny-0_1B-k"
+    spec = traps.spec(facts={"attention": "causal"})
+    assert stage(spec, traps.qwen2(tmp_path / "snap"), folder)["engine"] == "packed"
+    texts = ["one", "another, longer text", "北京大学 and the rest of it"] * 2
+
+    def ours(engine):
+        vectors = np.zeros((len(texts), 32), np.float32)
+        settings = {"dtype": "float32", "engine": engine}
+        for part in load_engine(folder, settings, "cpu").encode(texts, "passage"):
+            vectors[part.rows] = part.vectors
+        return vectors
+
+    peer = FlagLLMModel(str(folder), use_fp16=False, devices="cpu")
+    third = SentenceTransformer(str(folder), device="cpu")
+    reference = ours("packed")
+    for vectors in (ours("flagembedding"), peer.encode(texts), third.encode(texts)):
+        assert np.abs(vectors - reference).max() <= 1e-6
+
+
 def test_engine(tmp_path):
     facts = FACTS | {"engine": "packed"}
     snapshot = small(tmp_path / "a")
