@@ -150,6 +150,9 @@ def main(arguments: list[str]) -> None:
     devices = choose(int(arguments[0]))
     if devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
+    if shown := os.environ.get("CUDA_VISIBLE_DEVICES"):  # the job's log says where it ran
+        where = f" ({allocation()})" if allocation() else ""
+        print(f"gpu_slot: CUDA_VISIBLE_DEVICES={shown}{where}", file=sys.stderr, flush=True)
     try:
         os.execvp(arguments[2], arguments[2:])
     except OSError as error:
