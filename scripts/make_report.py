@@ -3,6 +3,7 @@
 `--inputs` is a JSON file that lists the result files:
 {"scores": [...], "per_query": [...], "runs": [...], "verdicts": path, "comparisons": path,
  "stages": [...], "embeddings": [sidecars], "datasets": [dataset.json...], "parity": path or null}
+"parity", "verdicts" and "comparisons" may be left out.
 """
 
 import argparse

@@ -60,7 +60,7 @@ def make(made: Made) -> list[str]:
         "metrics": METRICS,
         "command": "snakemake -s Snakefile --configfile made-up.yaml --cores 2",
         "git_commit": "0123456789abcdef0123456789abcdef01234567",
-        "dirty": False,
+        "dirty": True,
         "versions": {"python": "3.11.9", "torch": "2.13.0", "transformers": "5.23.0"},
     }
     paths = [write(made.folder / "spec.json", spec), write(made.folder / "inputs.json", inputs)]

@@ -407,8 +407,9 @@ def test_parity_and_aliases_of_one_id(tmp_path):
     arguments = made_results.make(made)
     inputs = json.loads(Path(arguments[3]).read_text())
     row = {"model_id": "Org/same", "dataset": "made/set-00", "split": "test", "metric": "nDCG@10"}
-    parity = {"tolerance": 1e-4, "rows": [row | {"ours": 0.5, "flagembedding": 0.50005}]}
-    parity["rows"].append(row | {"ours": 0.5, "flagembedding": 0.49})
+    row |= {"ours": 0.5, "command": "python -m FlagEmbedding.evaluation.custom"}
+    parity = [row | {"flagembedding": 0.50005, "delta": -0.00005}]
+    parity.append(row | {"flagembedding": 0.49, "delta": 0.01})
     inputs["parity"] = made_results.write(tmp_path / "parity.json", parity)
     Path(arguments[3]).write_text(json.dumps(inputs))
     script = str(ROOT / "scripts" / "make_report.py")
@@ -417,10 +418,29 @@ def test_parity_and_aliases_of_one_id(tmp_path):
     text = "".join(page(out).text)
     assert "✓ same" in text
     assert "✗ differs" in text
+    assert "| 0.50000 | 0.49000 | +0.01000 |" in (out / "report.md").read_text()
     names = [f"Org/same ({slug(made, n)})" for n in range(2)]
     assert [name for name, _ in page(out).data["models"]] == names
     cells = [a["data-cell"] for _, a in page(out).tags if "data-cell" in a]
     assert sorted(cells) == ["0,0", "1,0"]  # each verdict found its own row by its value
+
+
+def test_one_dataset_without_verdicts_shows_its_scores(tmp_path):
+    made = Made(tmp_path, models=2, datasets=1)
+    arguments = made_results.make(made)
+    table = tmp_path / "results/made-up/verdicts.tsv"
+    table.write_text(table.read_text().splitlines()[0] + "\n")
+    script = str(ROOT / "scripts" / "make_report.py")
+    command = [sys.executable, script, *arguments, "--output-dir", str(tmp_path / "out")]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    best = max(rows(tmp_path / "out/metrics.tsv")[::3], key=lambda row: float(row["value"]))
+    lines = printed.splitlines()
+    assert lines[0] == "nDCG@10 on made/set-00"
+    assert lines[1] == f"  {float(best['value']):.5f}  {best['model_id']}"
+    assert "no published numbers to compare with." in lines
+    assert "average" not in (tmp_path / "out/report.md").read_text()
+    assert "Average" not in (tmp_path / "out/report.tex").read_text()
+    assert "verdict-table" not in [a.get("id") for _, a in page(tmp_path / "out").tags]
 
 
 def test_a_broken_input_is_one_line_and_nothing_is_written(tmp_path):

@@ -73,7 +73,7 @@ class Report:
     embeddings: list[dict[str, Any]]
     datasets: dict[str, dict[str, Any]]
     dataset_folders: dict[str, Path]
-    parity: Any
+    parity: list[dict[str, Any]]
     runs: dict[Key, Path]
     per_query: dict[Key, Path]
 
@@ -210,7 +210,7 @@ def collect(spec_path: Path, inputs_path: Path) -> Report:
         embeddings=[read_embedding(Path(path)) for path in inputs["embeddings"]],
         datasets={slug: read_json(path) for slug, path in folders.items()},
         dataset_folders={slug: path.parent for slug, path in folders.items()},
-        parity=read_json(inputs["parity"]) if inputs.get("parity") else None,
+        parity=read_json(inputs["parity"]) if inputs.get("parity") else [],
         runs=dict(keyed(inputs["runs"], ".trec")),
         per_query=dict(keyed(inputs["per_query"], ".per_query.tsv")),
     )

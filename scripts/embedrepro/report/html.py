@@ -17,6 +17,7 @@ from .markdown import SIGNS
 from .text import literal, number, one_line, quantity, source_label, web_address
 
 PAGE = Path(__file__).parent / "page"
+PARITY = 1e-4  # how far FlagEmbedding's own number may lie from ours
 EARLY = 'document.documentElement.classList.add("scripted");'  # before anything is laid out
 
 
@@ -45,6 +46,8 @@ def html(report: Report) -> str:
         signs=SIGNS,
         boards=[board(report, metric) for metric in report.metrics],
         verdicts=verdict_rows(report),
+        several=len(report.columns) > 1,
+        parity_bound=PARITY,
         charts=charts(report),
         costs=costs(report),
         style=Markup((PAGE / "style.css").read_text(encoding="utf-8")),

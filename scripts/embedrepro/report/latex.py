@@ -19,15 +19,16 @@ def latex(report: Report) -> str:
     """A `table` float; needs booktabs, and graphicx when it is wide."""
     wide = len(report.columns) > WIDE
     columns = [escape(column.label) for column in report.columns]
+    columns += ["Average"] if len(columns) > 1 else []
     lines = [
         r"% \usepackage{booktabs}" + (r", \usepackage{graphicx}" if wide else ""),
         r"\begin{table}[t]",
         r"\centering",
         rf"\caption{{{caption(report)}}}",
         r"\resizebox{\linewidth}{!}{%" if wide else r"\small",
-        rf"\begin{{tabular}}{{l{'r' * (len(columns) + 1)}}}",
+        rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
         r"\toprule",
-        row(["Model", *columns, "Average"]),
+        row(["Model", *columns]),
         r"\midrule",
         *body(report),
         r"\bottomrule",
@@ -59,8 +60,9 @@ def body(report: Report) -> list[str]:
             text = rf"\textbf{{{text}}}" if score and score.value == top else text
             letters = report.letters(column.key(model.slug), metric)
             cells.append(text + (rf"\textsuperscript{{{letters}}}" if letters else ""))
-        average = report.average(model.slug, metric)
-        cells.append(number(average.value) if average else "--")
+        if len(report.columns) > 1:
+            average = report.average(model.slug, metric)
+            cells.append(number(average.value) if average else "--")
         lines.append(row([escape(model.label), *cells]))
     return lines
 

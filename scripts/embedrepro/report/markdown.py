@@ -17,6 +17,7 @@ def markdown(report: Report) -> str:
     ]
     for metric in report.metrics:
         parts += section(f"Leaderboard, {escape(metric)}", leaderboard(report, metric))
+    parts += section("Parity with FlagEmbedding", parity_table(report))
     parts += section("Cost", cost_table(report))
     parts += section("Provenance", provenance_list(report))
     return "\n\n".join(parts) + "\n"
@@ -81,15 +82,20 @@ def reason(row: dict[str, str]) -> str:
 
 
 def leaderboard(report: Report, metric: str) -> str:
-    """Best first; the best of each column in bold."""
+    """Best first; the best of each column in bold. One dataset alone has no average."""
+    several = len(report.columns) > 1
     best = {column: report.best(column, metric) for column in report.columns}
     rows = []
     for model in report.ranked(metric):
-        cells = [cell(report.average(model.slug, metric), None)]
+        cells = [cell(report.average(model.slug, metric), None)] if several else []
         for column in report.columns:
             cells.append(cell(report.score(column.key(model.slug), metric), best[column]))
         rows.append([escape(model.label), *cells])
-    header = ["model", "average", *(escape(column.label) for column in report.columns)]
+    header = [
+        "model",
+        *(["average"] if several else []),
+        *(escape(column.label) for column in report.columns),
+    ]
     return table(header, rows, right=1)
 
 
@@ -98,8 +104,20 @@ def cell(score: Score | None, best: float | None) -> str:
     return f"**{text}**" if score and score.value == best else text
 
 
+def parity_table(report: Report) -> str:
+    rows = [
+        [
+            *(escape(row[name]) for name in ("model_id", "dataset", "metric")),
+            *(number(row["ours"], 5), number(row["flagembedding"], 5), f"{row['delta']:+.5f}"),
+        ]
+        for row in report.parity
+    ]
+    header = ["model", "dataset", "metric", "embed-repro", "FlagEmbedding", "Δ"]
+    return table(header, rows, right=3)
+
+
 def cost_table(report: Report) -> str:
-    header = ["model", "device", "passages", "seconds", "passages/s", "tokens/s", "peak MB"]
+    header = ["model", "device", "texts", "seconds", "texts/s", "tokens/s", "peak MB"]
     rows = [
         [
             *(escape(cost.model.label), escape(cost.device), f"{cost.docs:,}"),

@@ -5,13 +5,14 @@ from pathlib import Path
 from ..errors import printable
 from .collect import Report
 from .markdown import SIGNS, headline
+from .text import number
 
 COLUMNS = ("model_id", "dataset", "metric", "published", "measured", "delta")
 ROWS = 40  # of verdicts, the worst first
 
 
 def summary(report: Report, page: Path) -> str:
-    """The verdict table, the headline and where the report lies; safe to print."""
+    """The verdicts (without any, the scores) and where the report lies; safe to print."""
     shown = report.worst_first()[:ROWS]
     rows = [[printable(row[name], 48) for name in COLUMNS] for row in shown]
     table = [["model", *COLUMNS[1:]], *rows]
@@ -28,7 +29,22 @@ def summary(report: Report, page: Path) -> str:
         if len(report.verdicts) > len(shown):
             lines.append(f"… and {len(report.verdicts) - len(shown)} more in verdicts.tsv")
         lines.append("")
+    else:
+        lines += [*scores(report), ""]
     return "\n".join([*lines, f"{headline(report)}.", f"Report: {page}"])
+
+
+def scores(report: Report) -> list[str]:
+    """The main measure of every model, best first."""
+    lines = []
+    for column in report.columns:
+        lines.append(f"{report.main_metric} on {printable(column.label, 60)}")
+        for model in report.ranked(report.main_metric)[:ROWS]:
+            score = report.score(column.key(model.slug), report.main_metric)
+            lines.append(
+                f"  {number(score.value if score else None, 5):>7}  {printable(model.label)}"
+            )
+    return lines
 
 
 def verdict(text: str) -> str:
