@@ -276,7 +276,7 @@ function found(entry, query, model, title) {
     const [id, text] = entry.documents[place], grade = entry.grades[query][place];
     const line = make("li");
     line.dir = "auto";
-    if (grade !== undefined) line.append(make("span", grade > 0 ? `relevant ${grade}` : "judged 0", "grade"), " ");
+    if (grade !== undefined) line.append(make("span", grade > 0 ? `relevant ${grade}` : "judged 0", grade > 0 ? "grade" : "grade muted"), " ");
     line.append(make("code", id), " ", make("bdi", text));
     list.append(line);
   }
