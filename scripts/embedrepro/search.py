@@ -36,7 +36,7 @@ CUDA_SCORES = 2**29
 CPU_POOL = 192 * 2**20  # bytes of candidates held at a time
 UNDERFLOW = 2.0**-110  # covers products too small for float32, for up to 2^16 dimensions
 CHUNK = 64  # neighbouring scores whose maximum is compared with the threshold first
-PAIRS = {"cpu": 2**10, "cuda": 2**16}  # pairs scored exactly at a time
+PAIRS = {"cpu": 2**12, "cuda": 2**16}  # pairs scored exactly at a time
 
 
 def search_shard(

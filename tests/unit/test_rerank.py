@@ -13,7 +13,7 @@ from embedrepro.errors import UserError
 from embedrepro.rerank import read_spec, shard_bounds
 from embedrepro.runs import read_run, write_run
 
-WORDS = [
+WORDS = ["cats", "dogs", "purr", "bark", "sleep", "run", "eat", "fish", "birds", "fly", "home"]
     "cats",
     "dogs",
     "purr",
