@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from encode_models import DECODERS, ENCODERS, WORDS, tiny
-
-from embedrepro.encode import load_engine
 from embedrepro.encode import attention as attention_module
+from embedrepro.encode import load_engine
 from embedrepro.encode.packed import PackedEngine
-from embedrepro.errors import UserError
+from encode_models import DECODERS, ENCODERS, WORDS, tiny
 
 CASES = [(family, False) for family in ENCODERS]
 CASES += [(family, False) for family in DECODERS]

@@ -6,6 +6,7 @@ leaves the mask out when no row is padded, which runs another kernel and so make
 its neighbours.
 """
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +16,23 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+# torch < 2.12 takes grouped heads without being told.
+NAMES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
+
 VARLEN = "embedrepro_varlen"
 PADDED = "embedrepro_padded"
 
 
 @dataclass
 class Layout:
-    """Where the sequences of the batch now running lie: offsets (n + 1,) int32, longest length."""
+    """Where the sequences of the batch now running lie.
+
+    `offsets` (n + 1,) int32, `longest` length, `pooled` (n,) the positions whose states are read.
+    """
 
     offsets: torch.Tensor | None = None
     longest: int = 0
+    pooled: torch.Tensor | None = None
 
 
 # Read inside the operator below, at run time: compiled layers are free of the batch's layout, so
@@ -46,19 +54,9 @@ def varlen_attention(
     query (tokens, heads, size), key and value (tokens, key heads, size), float16 or bfloat16.
     `left`, `right`: how far a token sees, -1 without bound; right = 0 is causal.
     """
-    offsets, longest = layout.offsets, layout.longest
-    return varlen_attn(
-        query,
-        key,
-        value,
-        offsets,
-        offsets,
-        longest,
-        longest,
-        scale=scale,
-        window_size=(left, right),
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+    where = (layout.offsets, layout.offsets, layout.longest, layout.longest)
+    grouped = {"enable_gqa": query.shape[1] != key.shape[1]} if NAMES_GROUPS else {}
+    return varlen_attn(query, key, value, *where, scale=scale, window_size=(left, right), **grouped)
 
 
 @varlen_attention.register_fake

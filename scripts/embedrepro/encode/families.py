@@ -19,18 +19,20 @@ class Family:
 
     `decoder`: attention can run causal or bidirectional, as the staged facts say; an encoder is
     bidirectional only. `padding_offset`: position ids start at the config's `pad_token_id` + 1, as
-    RoBERTa's do, not at 0. `positions`: False where the forward takes no position ids.
+    RoBERTa's do, not at 0. `prenorm`: a layer is norm, attention, sum, norm, feed-forward, sum,
+    under Llama's names for them.
     """
 
     layout: Literal["varlen", "padded"] = "varlen"
     decoder: bool = False
     padding_offset: bool = False
-    positions: bool = True
+    prenorm: bool = False
 
 
 _ENCODER = Family()
 _ROBERTA = Family(padding_offset=True)
 _DECODER = Family(decoder=True)
+_LLAMA = Family(decoder=True, prenorm=True)
 
 PACKED_MODEL_TYPES: dict[str, Family] = {
     "bert": _ENCODER,
@@ -44,12 +46,12 @@ PACKED_MODEL_TYPES: dict[str, Family] = {
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "camembert": _ROBERTA,
-    "mpnet": Family(layout="padded", positions=False),  # relative position bias in each layer
-    "qwen2": _DECODER,
-    "qwen3": _DECODER,
-    "mistral": _DECODER,
-    "llama": _DECODER,
-    "gemma": _DECODER,
+    "mpnet": Family(layout="padded"),  # relative position bias in each layer
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "mistral": _LLAMA,
+    "llama": _LLAMA,
+    "gemma": _LLAMA,
     "gemma3_text": _DECODER,
     "gemma2": Family(layout="padded", decoder=True),  # soft-capped attention scores
 }

@@ -15,7 +15,7 @@ from .batches import STEP, Part
 from .facts import Facts
 from .tokens import Tokeniser, Tokens
 
-CPU_BUDGET, CUDA_BUDGET = 4096, 32_768  # padded tokens a batch
+CPU_BUDGET, CUDA_BUDGET = 1024, 32_768  # padded tokens a batch
 WINDOW = 8  # chunks of texts that are sorted together
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError, printable
+from .batches import ahead
 from .facts import Facts
 
-CHUNK = 2048  # texts handed to the tokenizer at once
+CHUNK = 4096  # texts handed to the tokenizer at once
 CHUNK_CHARACTERS = 4_000_000  # … unless they are very long
 
 
@@ -65,22 +66,34 @@ class Tokeniser:
             )
 
     def chunks(self, texts: Iterable[str]) -> Iterator[Tokens]:
-        """Tokenise `texts` as they are asked for. Raises `UserError` for a text without tokens."""
+        """Tokenise `texts` as they are asked for. Raises `UserError` for a text without tokens.
+
+        Reading and the Rust tokenizer each run in a thread, one chunk ahead of what is made here.
+        """
         first = 0
-        for chunk in _bounded(texts):
-            chunk = [self.prompt + text for text in chunk]
-            if first == 0 and self.fast:
-                probe = chunk[:16] + [max(chunk, key=len)]
-                self.fast = self._rust(probe)[0] == self._python(probe)[0]
-            lists, truncated = self._rust(chunk) if self.fast else self._python(chunk)
+        for count, found in ahead(self._found(ahead(_bounded(texts), 1)), 1):
+            lists, truncated = self._read_out(found) if self.fast else found
             lengths = np.array([len(ids) for ids in lists], np.int64)
             ids = np.fromiter(chain.from_iterable(lists), np.int32, int(lengths.sum()))
             self._check(first, ids, lengths)
             yield Tokens(first, ids, lengths, np.array(truncated, bool))
-            first += len(chunk)
+            first += count
 
-    def _rust(self, texts: list[str]) -> tuple[list[list[int]], list[bool]]:
-        found = self.tokenizer.backend_tokenizer.encode_batch_fast(texts)
+    def _found(self, chunks: Iterable[list[str]]) -> Iterator[tuple[int, Any]]:
+        """What the tokenizer makes of each chunk, still in its own form if it is the Rust one."""
+        start = True
+        for chunk in chunks:
+            chunk = [self.prompt + text for text in chunk]
+            if start and self.fast:
+                probe = chunk[:16] + [max(chunk, key=len)]
+                self.fast = self._read_out(self._rust(probe))[0] == self._python(probe)[0]
+            start = False
+            yield len(chunk), self._rust(chunk) if self.fast else self._python(chunk)
+
+    def _rust(self, texts: list[str]) -> list[Any]:
+        return self.tokenizer.backend_tokenizer.encode_batch_fast(texts)
+
+    def _read_out(self, found: list[Any]) -> tuple[list[list[int]], list[bool]]:
         lists = [encoding.ids for encoding in found]
         # Asking for the overflow builds it: only where there can be one.
         cut = [

@@ -1,0 +1,459 @@
+#!/usr/bin/env python3
+"""How fast and how exact is encoding, beside what a user would take instead? One command, one run.
+
+    python tests/benchmarks/encode.py --bert-tokenizer FOLDER [--qwen-tokenizer FOLDER] [--small]
+
+Models have random weights in real geometries; tokenizers are real; passages have MS MARCO's lengths
+(normal in words, about 70 ± 30 tokens). Every engine gets the same texts and weights and goes from
+text to vectors on disk; rounds are interleaved and medians reported. Exactness is held against
+float32 with TF32 off. `--small` is for a CPU.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from embedrepro.encode import resolve  # noqa: E402
+from embedrepro.encode.packed import PackedEngine, layers_of  # noqa: E402
+from embedrepro.encode.shard import encode_shard  # noqa: E402
+from embedrepro.encode.tokens import Tokeniser  # noqa: E402
+from tokenizers.processors import TemplateProcessing  # noqa: E402
+
+BERT = {"type_vocab_size": 2, "max_position_embeddings": 512}
+GEOMETRIES = {
+    "qwen2-1.5b": {
+        "config": ("Qwen2Config", (1536, 28, 12, 8960), {"num_key_value_heads": 2}),
+        "pooling": "last_token",
+    },
+    "minilm": {"config": ("BertConfig", (384, 6, 12, 1536), BERT), "pooling": "mean"},
+    "bert-base": {"config": ("BertConfig", (768, 12, 12, 3072), BERT), "pooling": "cls"},
+    "bert-large": {"config": ("BertConfig", (1024, 24, 16, 4096), BERT), "pooling": "cls"},
+}
+LENGTH = 512
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def stage(folder: Path, name: str, tokenizer: str, small: bool) -> Path:
+    """A staged folder of the geometry with random weights."""
+    kind, (hidden, layers, heads, wide), more = GEOMETRIES[name]["config"]
+    decoder = kind.startswith("Qwen")
+    words = transformers.AutoTokenizer.from_pretrained(tokenizer)
+    if decoder:
+        end = "<|endoftext|>"
+        words.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"$A {end}", special_tokens=[(end, words.convert_tokens_to_ids(end))]
+        )
+    words.save_pretrained(folder)
+    if small:
+        hidden, layers, wide = hidden // 4, 2, wide // 4
+    config = getattr(transformers, kind)(
+        vocab_size=-(-len(words) // 64) * 64,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=wide,
+        **more,
+    )
+    config.is_causal = decoder
+    torch.manual_seed(0)
+    with torch.device(DEVICE):
+        model = transformers.AutoModel.from_config(config)
+    model.to(torch.bfloat16 if decoder else torch.float32).save_pretrained(folder)
+    facts = {
+        "id": f"random/{name}",
+        "revision": None,
+        "architecture": config.model_type,
+        "native": True,
+        "engine": "packed",
+        "attention": "causal" if decoder else "bidirectional",
+        "end_token": "<|endoftext|>" if decoder else None,
+        "pooling": GEOMETRIES[name]["pooling"],
+        "normalize": True,
+        "query_prompt": "",
+        "passage_prompt": "",
+        "max_length": {"query": LENGTH, "passage": LENGTH},
+        "hidden_size": hidden,
+    }
+    (folder / "stage.json").write_text(json.dumps(facts))
+    return folder
+
+
+def passages(count: int, tokenizer: str, seed: int = 0) -> list[str]:
+    """Texts of whole words of the vocabulary, the early (frequent) ones more often."""
+    vocabulary = transformers.AutoTokenizer.from_pretrained(tokenizer).get_vocab()
+    words = sorted((w for w in vocabulary if w.isascii() and w.isalpha()), key=vocabulary.get)
+    draw = random.Random(seed)
+    texts = []
+    for _ in range(count):
+        length = max(8, min(200, round(draw.gauss(60, 26))))
+        picked = [words[int(len(words) * draw.random() ** 3)] for _ in range(length)]
+        texts.append(" ".join(picked).capitalize() + ".")
+    return texts
+
+
+def write_corpus(path: Path, texts: list[str]) -> Path:
+    chars = pa.array([len(text) for text in texts], pa.int32())
+    columns = {"id": [str(i) for i in range(len(texts))], "title": [""] * len(texts)}
+    pq.write_table(pa.table(columns | {"text": texts, "chars": chars}), path, row_group_size=16384)
+    return path
+
+
+def sync() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def matmul_rate(hidden: int, wide: int, dtype: torch.dtype) -> tuple[float, float]:
+    """TFLOP/s of matrix products: the best of a few short bursts, and kept up for two seconds.
+
+    The better of this model's widest product and a large square one. Under load a device lowers
+    its clock: an engine that runs for minutes has only the second.
+    """
+    size = 8192 if DEVICE == "cuda" else 1024
+    shapes = ((2 * size, hidden, wide), (size, size, size))
+    burst, kept = 0.0, 0.0
+    for m, k, n in shapes:
+        a = torch.randn(m, k, device=DEVICE, dtype=dtype)
+        b = torch.randn(n, k, device=DEVICE, dtype=dtype).t()
+        for _ in range(3):
+            a @ b
+        sync()
+        rates, start = [], time.perf_counter()
+        while time.perf_counter() - start < 2:
+            began = time.perf_counter()
+            for _ in range(20):
+                a @ b
+            sync()
+            rates.append(20 * 2 * m * k * n / (time.perf_counter() - began) / 1e12)
+        burst, kept = max(burst, *rates), max(kept, statistics.median(rates))
+    return burst, kept
+
+
+class Packed:
+    """Our engine from a corpus.parquet to a sealed .npy."""
+
+    def __init__(self, folder: Path, dtype: str, compiled: bool = True) -> None:
+        facts = resolve(folder, {"dtype": dtype})
+        self.engine = PackedEngine(facts, DEVICE, compiled=compiled)
+
+    def __call__(self, corpus: Path, texts: list[str], output: Path) -> None:
+        encode_shard(self.engine, corpus, {}, "passage", 0, 1, output)
+
+
+class Flag:
+    """FlagEmbedding's class untouched, batch 256 as it comes."""
+
+    def __init__(self, folder: Path, facts: dict) -> None:
+        from FlagEmbedding.inference.embedder.decoder_only.base import BaseLLMEmbedder
+        from FlagEmbedding.inference.embedder.encoder_only.base import BaseEmbedder
+
+        last = facts["pooling"] == "last_token"
+        self.model = (BaseLLMEmbedder if last else BaseEmbedder)(
+            str(folder),
+            use_fp16=False,
+            use_bf16=DEVICE == "cuda",
+            devices=[DEVICE],
+            batch_size=256,
+            **({} if last else {"pooling_method": facts["pooling"]}),
+        )
+
+    def __call__(self, corpus: Path, texts: list[str], output: Path) -> None:
+        np.save(output, self.model.encode_corpus(texts))
+
+
+class SentenceTransformers:
+    """sentence-transformers, batch 256."""
+
+    def __init__(self, folder: Path, facts: dict) -> None:
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer import modules as models
+
+        dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+        body = models.Transformer(str(folder), max_seq_length=LENGTH, model_kwargs={"dtype": dtype})
+        mode = {"last_token": "lasttoken"}.get(facts["pooling"], facts["pooling"])
+        pool = models.Pooling(facts["hidden_size"], pooling_mode=mode)
+        self.model = SentenceTransformer(modules=[body, pool, models.Normalize()], device=DEVICE)
+
+    def __call__(self, corpus: Path, texts: list[str], output: Path) -> None:
+        np.save(output, self.model.encode(texts, batch_size=256).astype(np.float32))
+
+
+def engines(folder: Path) -> dict:
+    """What is compared, by name; peers that aren't installed are left out with a word."""
+    facts = json.loads((folder / "stage.json").read_text())
+    made = {}
+    makers = {
+        "FlagEmbedding": lambda: Flag(folder, facts),
+        "sentence-transformers": lambda: SentenceTransformers(folder, facts),
+    }
+    if DEVICE == "cuda":
+        makers |= {
+            "packed eager": lambda: Packed(folder, "bfloat16", compiled=False),
+            "packed": lambda: Packed(folder, "bfloat16"),
+            "packed fp8": lambda: Packed(folder, "fp8"),
+        }
+    else:
+        makers |= {
+            "packed": lambda: Packed(folder, "float32"),
+            "packed bf16": lambda: Packed(folder, "bfloat16"),
+        }
+    for name, make in makers.items():
+        try:
+            made[name] = make()
+        except ImportError as error:
+            print(f"{name}: left out ({error})")
+    return made
+
+
+def compare(name: str, folder: Path, texts: list[str], scratch: Path, args) -> dict:
+    """Interleaved rounds of every engine on one geometry; a table, ratios last."""
+    facts = resolve(folder, {})
+    found = engines(folder)
+    peers = texts[: max(1, len(texts) // args.peer_share)]
+    sets = {key: texts if key.startswith("packed") else peers for key in found}
+    corpora = {
+        len(some): write_corpus(scratch / f"{len(some)}.parquet", some)
+        for some in (texts, peers, texts[:1024])
+    }
+    tokens = {}
+    seconds: dict[str, list[float]] = {key: [] for key in found}
+    memory = {}
+    for run in found.values():
+        run(corpora[min(1024, len(texts))], texts[:1024], scratch / "warm.npy")
+    for _ in range(args.repeats):
+        for key, run in found.items():
+            if DEVICE == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated() if DEVICE == "cuda" else 0
+            sync()
+            began = time.perf_counter()
+            run(corpora[len(sets[key])], sets[key], scratch / f"{key}.npy".replace(" ", "-"))
+            sync()
+            seconds[key].append(time.perf_counter() - began)
+            if DEVICE == "cuda":
+                memory[key] = (torch.cuda.max_memory_allocated() - before) / 2**20
+    packed = found["packed"].engine
+    tokeniser = Tokeniser(packed.tokenizer, facts, "passage", None)
+    began = time.perf_counter()
+    lengths = np.concatenate([chunk.lengths for chunk in tokeniser.chunks(texts)])
+    tokenise = len(texts) / (time.perf_counter() - began)
+    for key, some in sets.items():
+        tokens[key] = int(lengths[: len(some)].sum())
+    exact = exactness(folder, found, texts[: args.sample], corpora, scratch)
+    layers = layers_of(packed.model)
+    flops = 2 * sum(p.numel() for p in layers.parameters())
+    kind, (hidden, _, _, wide), _ = GEOMETRIES[name]["config"]
+    dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+    rate, kept = matmul_rate(hidden, wide, dtype)
+    alone = device_alone(packed, texts)
+    base = found and statistics.median(seconds.get("FlagEmbedding", [float("nan")]))
+    base = len(sets.get("FlagEmbedding", [])) / base
+    print(
+        f"\n### {name}: {len(texts)} passages of {lengths.mean():.1f} ± {lengths.std():.1f} tokens "
+        f"({len(peers)} for the peers), {flops / 1e9:.3f} GFLOP a token, matrix products "
+        f"{rate:.1f} TFLOP/s ({kept:.1f} kept up); "
+        f"tokenizer alone {tokenise:,.0f}, device alone {alone:,.0f} passages/s"
+    )
+    print(
+        "| engine | passages/s | tokens/s | TFLOP/s | of the matmul rate | activations MB "
+        "| cosine to fp32, mean / min | largest difference | × FlagEmbedding |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    rows = {}
+    for key in found:
+        median = statistics.median(seconds[key])
+        speed, per_token = len(sets[key]) / median, tokens[key] / median
+        work = per_token * flops / 1e12
+        mean, low, largest = exact[key]
+        print(
+            f"| {key} | {speed:,.0f} | {per_token:,.0f} | {work:.1f} | {work / rate:.3f} | "
+            f"{memory.get(key, 0):,.0f} | {mean:.6f} / {low:.6f} | {largest:.2e} | "
+            f"{speed / base:.2f} |"
+        )
+        rows[key] = {"seconds": seconds[key], "passages_per_second": speed, "tflops": work}
+        rows[key] |= {"exact": exact[key], "of_matmul": work / rate, "ratio": speed / base}
+    if "packed fp8" in found:
+        print("fp8 beside bfloat16:", found["packed fp8"].engine.fp8_effect)
+    print("tokens a batch:", packed.tokens_per_batch, flush=True)
+    return {"engines": rows, "tokeniser": tokenise, "device": alone, "matmul_tflops": [rate, kept]}
+
+
+def device_alone(engine: PackedEngine, texts: list[str]) -> float:
+    """Passages/s of the engine with batches laid out beforehand."""
+    from embedrepro.encode import packed
+
+    tokeniser = Tokeniser(engine.tokenizer, engine.facts, "passage", None)
+    Packer = packed.VarlenPacker if engine.varlen else packed.PaddedPacker
+    packer = Packer(engine.tokens_per_batch, tokeniser.limit)
+    laid = [(b, engine._lay(b)) for b in packed._pack(tokeniser.chunks(texts), packer)]
+    sync()
+    began = time.perf_counter()
+    for batch, arrays in laid:
+        list(engine._launch(batch, arrays, packer))
+    sync()
+    return len(texts) / (time.perf_counter() - began)
+
+
+def exactness(folder: Path, found: dict, sample: list[str], corpora: dict, scratch: Path) -> dict:
+    """Cosine (mean, least) and largest difference of each engine to float32."""
+    corpus = write_corpus(scratch / "sample.parquet", sample)
+    exact = Packed(folder, "float32")
+    exact(corpus, sample, scratch / "exact.npy")
+    expected = np.load(scratch / "exact.npy").astype(np.float64)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    results = {}
+    for key, run in found.items():
+        run(corpus, sample, scratch / "sample.npy")
+        vectors = np.load(scratch / "sample.npy").astype(np.float64)
+        cosine = (vectors * expected).sum(1) / np.linalg.norm(vectors, axis=1)
+        largest = float(np.abs(vectors - expected).max())
+        results[key] = (float(cosine.mean()), float(cosine.min()), largest)
+    return results
+
+
+def same_bytes(name: str, folder: Path, texts: list[str], scratch: Path) -> dict:
+    """Digests of the vectors for other cuts, order, budgets and a fresh process."""
+    engine = Packed(folder, "bfloat16" if DEVICE == "cuda" else "float32").engine
+    corpus = write_corpus(scratch / "all.parquet", texts)
+
+    def digest(vectors: np.ndarray) -> str:
+        return hashlib.sha256(np.ascontiguousarray(vectors).tobytes()).hexdigest()[:12]
+
+    def whole(source: Path, shards: int = 1) -> np.ndarray:
+        parts = []
+        for i in range(shards):
+            encode_shard(engine, source, {}, "passage", i, shards, scratch / "part.npy")
+            parts.append(np.load(scratch / "part.npy"))
+        return np.concatenate(parts)
+
+    seen = {f"{n} shards": digest(whole(corpus, n)) for n in (1, 2, 4, 7)}
+    order = np.random.default_rng(0).permutation(len(texts))
+    shuffled = whole(write_corpus(scratch / "shuffled.parquet", [texts[i] for i in order]))
+    seen["shuffled"] = digest(shuffled[np.argsort(order)])
+    seen["fresh process and compiler cache"] = digest(
+        run_cli(folder, corpus, scratch, scratch / "another-cache")[1]
+    )
+    budget = engine.tokens_per_batch
+    engine.tokens_per_batch = max(budget // 2, LENGTH)
+    seen[f"{engine.tokens_per_batch} instead of {budget} tokens a batch"] = digest(whole(corpus))
+    print(
+        f"\n{name}: {len(texts)} passages,",
+        "identical bytes" if len(set(seen.values())) == 1 else "BYTES DIFFER",
+    )
+    for key, value in seen.items():
+        print(f"  {value} {key}", flush=True)
+    return seen
+
+
+def run_cli(
+    folder: Path, corpus: Path, scratch: Path, cache: Path
+) -> tuple[float, np.ndarray, dict]:
+    """Seconds, vectors and sidecar of scripts/encode.py in a process of its own."""
+    spec = scratch / "spec.json"
+    spec.write_text("{}")
+    command = [sys.executable, str(SCRIPTS / "encode.py"), "--staged", str(folder)]
+    command += ["--texts", str(corpus), "--spec", str(spec), "--role", "passage"]
+    command += ["--output", str(scratch / "cli.npy"), "--compiler-cache", str(cache)]
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    taken = time.perf_counter() - began
+    sidecar = json.loads((scratch / "cli.json").read_text())
+    return taken, np.load(scratch / "cli.npy"), sidecar
+
+
+def cold_start(name: str, folder: Path, texts: list[str], scratch: Path) -> list[float]:
+    """Seconds of a process that encodes one batch and ends: compiler cache cold, then warm."""
+    corpus = write_corpus(scratch / "one.parquet", texts[:256])
+    cache = scratch / f"cache-{name}"
+    taken = [run_cli(folder, corpus, scratch, cache)[0] for _ in range(3)]
+    print(
+        f"\n{name}: process start to its end after one batch: compiler cache cold "
+        f"{taken[0]:.1f} s, warm {min(taken[1:]):.1f} s",
+        flush=True,
+    )
+    return taken
+
+
+def host_memory(folder: Path, scratch: Path, counts: tuple[int, int]) -> None:
+    """Peak host memory of a small and a large shard of short texts."""
+    peaks = []
+    for count in counts:
+        corpus = write_corpus(
+            scratch / "many.parquet", [f"passage number {i}" for i in range(count)]
+        )
+        seconds, _, sidecar = run_cli(folder, corpus, scratch, scratch / "cache-minilm")
+        peaks.append(sidecar["peak_host_memory_mb"])
+        print(f"{count:,} passages: {peaks[-1]:,.0f} MB host memory, {seconds:.0f} s", flush=True)
+    print(f"larger by {peaks[1] - peaks[0]:,.0f} MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--bert-tokenizer", required=True, help="folder with a BERT tokenizer")
+    parser.add_argument("--qwen-tokenizer", help="folder with a Qwen2 tokenizer")
+    parser.add_argument("--geometries", nargs="*", default=list(GEOMETRIES), choices=GEOMETRIES)
+    parser.add_argument("--parts", nargs="*", default=["speed", "bytes", "start", "memory"])
+    parser.add_argument("--passages", type=int, default=16384)
+    parser.add_argument("--peer-share", type=int, default=4, help="peers get 1/N of the passages")
+    parser.add_argument("--sample", type=int, default=256, help="texts held against float32")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--small", action="store_true", help="a quarter of each width, two layers")
+    parser.add_argument("--json", type=Path, help="write the numbers here too")
+    args = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{os.cpu_count()} CPU cores"
+    packages = ("torch", "transformers", "sentence-transformers", "FlagEmbedding")
+    known = {}
+    for package in packages:
+        try:
+            known[package] = version(package)
+        except ImportError:
+            known[package] = "absent"
+    print(device, known, flush=True)
+    sys.stdout.reconfigure(line_buffering=True)
+    results = {"device": device, "versions": known}
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        texts = passages(args.passages, args.bert_tokenizer)
+        for geometry in args.geometries:
+            decoder = geometry.startswith("qwen")
+            tokenizer = args.qwen_tokenizer if decoder else args.bert_tokenizer
+            if tokenizer is None:
+                print(f"{geometry}: left out, give --qwen-tokenizer")
+                continue
+            folder = stage(scratch / geometry, geometry, tokenizer, args.small)
+            one = results[geometry] = {}
+            if "start" in args.parts:
+                one["start"] = cold_start(geometry, folder, texts, scratch)
+            if "speed" in args.parts:
+                one["speed"] = compare(geometry, folder, texts, scratch, args)
+            if "bytes" in args.parts:
+                one["bytes"] = same_bytes(geometry, folder, texts[: len(texts) // 2], scratch)
+            if "memory" in args.parts and geometry == "minilm":
+                host_memory(folder, scratch, (2_000, 20_000) if args.small else (20_000, 2_000_000))
+            if args.json:
+                args.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
