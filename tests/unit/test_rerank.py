@@ -14,22 +14,6 @@ from embedrepro.rerank import read_spec, shard_bounds
 from embedrepro.runs import read_run, write_run
 
 WORDS = ["cats", "dogs", "purr", "bark", "sleep", "run", "eat", "fish", "birds", "fly", "home"]
-    "cats",
-    "dogs",
-    "purr",
-    "bark",
-    "sleep",
-    "run",
-    "eat",
-    "fish",
-    "birds",
-    "fly",
-    "home",
-    "night",
-    "day",
-    "red",
-    "blue",
-]
 
 
 @pytest.fixture(scope="module")
