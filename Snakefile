@@ -6,6 +6,9 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 
+report: "rules/report/workflow.rst"
+
+
 configfile: Path(workflow.basedir) / "config.yaml"
 
 

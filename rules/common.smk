@@ -241,6 +241,12 @@ def embedding_sidecars():
     return [npy.removesuffix(".npy") + ".json" for npy in dict.fromkeys(arrays)]
 
 
+def parity():
+    """The comparison with FlagEmbedding's own evaluator, where the target `reference` made one."""
+    path = f"{RESULTS}/parity.json"
+    return [path] if Path(path).exists() else []
+
+
 def report_inputs():
     """What the report is made from, as the report's script expects it."""
     dense = [m for m in EXPERIMENT.models.values() if m.kind == "dense"]
@@ -253,6 +259,7 @@ def report_inputs():
         "stages": [staged(model) for model in dense],
         "embeddings": embedding_sidecars(),
         "datasets": [prepared(dataset) for dataset in EXPERIMENT.datasets.values()],
+        "parity": next(iter(parity()), None),
     }
 
 

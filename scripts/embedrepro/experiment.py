@@ -130,7 +130,8 @@ class Experiment:
             "facts": {k: v for k, v in given.items() if k in keys.STAGE_FACTS},
             "registry": known,
         }
-        how = [stage_spec[k] for k in ("trust_remote_code", "facts", "registry")]
+        stated = {k: v for k, v in known.items() if k in keys.REGISTRY_FACTS}
+        how = [stage_spec["trust_remote_code"], stage_spec["facts"], stated]
         return Model(
             id=entry["id"],
             slug=slug,

@@ -22,6 +22,8 @@ RECIPE = {
 
 STAGE_FACTS = ("attention", "end_token", "padding_side", "pooling", "normalize")
 ENCODE_FACTS = ("query_prompt", "passage_prompt", "max_length", "dtype", "engine", "dimensions")
+# What staging reads of a registry entry; notes and sources change no folder.
+REGISTRY_FACTS = (*STAGE_FACTS, *ENCODE_FACTS, "custom_code", "unsupported", "max_tokens")
 
 
 def of(step: str, *parts: Any) -> str:
