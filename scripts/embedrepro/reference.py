@@ -88,7 +88,7 @@ def run(
         "versions": {name: version(name) for name in ("FlagEmbedding", "transformers", "torch")},
     }
     remove(folder)
-    write_json(output, result)
+    write_record(output, result)
     return result
 
 
@@ -214,7 +214,8 @@ def compare_run(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         row["ignore_identical_ids"],
     )[PROTOCOL]
     ours = summarise(scores, protocols.PROTOCOLS[PROTOCOL])
-    for measure, theirs in reference["metrics"].items():
+    for measure in MEASURES:
+        theirs = reference["metrics"][measure]
         yield {key: row[key] for key in ("model_id", "model", "dataset", "split")} | {
             "metric": measure,
             "flagembedding": theirs,

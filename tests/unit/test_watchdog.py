@@ -91,7 +91,7 @@ def test_a_worker_that_dies_ends_the_job_within_seconds(pool, how, said):
     began = time.monotonic()
     with pytest.raises(watchdog.JobFailed, match=said) as failure:
         watchdog.run([*pool, how], timeout=60)
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 15
     assert "\n" not in str(failure.value)
     assert living(pids_of(failure.value.lines)) == []
 
