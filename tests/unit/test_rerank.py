@@ -96,7 +96,7 @@ def assert_scores(run: dict, pairs: dict, depth: int, score) -> None:
     assert len(set(theirs.tolist())) > 100  # the model tells pairs apart
     assert sum(map(len, run.values())) == len(asked)
     for (query, doc, _), value in zip(asked, theirs, strict=True):
-        assert run[query][doc] == pytest.approx(value, abs=1e-5)
+        assert run[query][doc] == pytest.approx(value, abs=1e-4)  # other padding
     for query, ranking in run.items():
         order = sorted(ranking, key=lambda doc: (ranking[doc], doc.encode()), reverse=True)
         assert list(ranking) == order, query
