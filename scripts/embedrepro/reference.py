@@ -21,7 +21,7 @@ from . import metrics, protocols, runs, watchdog
 from .datasets.export import export_flagembedding
 from .encode.facts import Facts, resolve
 from .errors import UserError, printable
-from .files import atomic, read_json, remove, write_json
+from .files import atomic, read_json, remove, write_json, write_record
 from .scoring import read_qrels, summarise
 from .staging import verify_code
 
