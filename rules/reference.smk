@@ -151,4 +151,5 @@ rule compare_reference:
 rule reference:
     input:
         PARITY,
+        f"{RESULTS}/report.html",
     localrule: True
