@@ -140,10 +140,12 @@ def test_dotted_custom_code_models_pass_through_the_modern_workflow(dotted, tmp_
         "datasets": [{"name": "demo", "source": source, "splits": ["test"], "shards": 2}],
         "reference": {"devices": ["cpu", "cpu"], "timeout_minutes": 15},
     }
-    done = snakemake(tmp_path, "reference", config=config)
+    # After --configfile come files, so another option has to stand before the target.
+    done = snakemake(tmp_path, "--cores", "2", "reference", config=config)
     assert done.returncode == 0, done.stdout + done.stderr
     parity = json.loads((tmp_path / "results" / "compat" / "parity.json").read_text())
     assert {row["model_id"] for row in parity} == {ID, idf["id"]}
     assert len(parity) == 6
     assert all("--devices cpu cpu" in row["command"] for row in parity)
     assert max(abs(row["delta"]) for row in parity) <= 1e-4
+    assert "Parity with FlagEmbedding" in (tmp_path / "results/compat/report.md").read_text()
