@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import zlib
+from functools import cache
 from importlib import metadata
 
 import yaml
@@ -125,9 +126,11 @@ def manifest(model):
     return MANIFEST.format(model=model.slug, key=model.source_key)
 
 
-def encode_spec(wildcards, role):
-    value = EXPERIMENT.encode_spec(of_model(wildcards), of_dataset(wildcards), role)
-    return spec(f"encode-{wildcards.model}", value)
+# What many shards ask for is worked out once: an experiment may have tens of thousands of jobs.
+@cache
+def encode_spec(model, dataset, role):
+    value = EXPERIMENT.encode_spec(model, dataset, role)
+    return spec(f"encode-{model.slug}", value)
 
 
 def score_spec(wildcards):
@@ -145,6 +148,7 @@ def prepared(dataset, file="dataset.json"):
     return f"{folder}/{file}"
 
 
+@cache
 def corpus_shards(model, dataset):
     """The corpus' embeddings, all shards."""
     key = EXPERIMENT.corpus_key(model, dataset)
@@ -154,6 +158,7 @@ def corpus_shards(model, dataset):
     ]
 
 
+@cache
 def query_embeddings(model, dataset, split):
     key = EXPERIMENT.query_key(model, dataset)
     folder = EMBEDDINGS.format(dataset=dataset.slug, model=model.slug, key=key)

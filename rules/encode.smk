@@ -7,7 +7,7 @@ rule encode_corpus:
     input:
         stage=ancient(lambda wc: staged(of_model(wc))),
         texts=ancient(lambda wc: prepared(of_dataset(wc), "corpus.parquet")),
-        spec=ancient(lambda wc: encode_spec(wc, "passage")),
+        spec=ancient(lambda wc: encode_spec(of_model(wc), of_dataset(wc), "passage")),
     output:
         vectors=f"{EMBEDDINGS}/corpus-{{shard}}-of-{{shards}}.npy",
         sidecar=f"{EMBEDDINGS}/corpus-{{shard}}-of-{{shards}}.json",
@@ -35,7 +35,7 @@ rule encode_queries:
     input:
         stage=ancient(lambda wc: staged(of_model(wc))),
         dataset=ancient(lambda wc: prepared(of_dataset(wc))),
-        spec=ancient(lambda wc: encode_spec(wc, "query")),
+        spec=ancient(lambda wc: encode_spec(of_model(wc), of_dataset(wc), "query")),
     output:
         vectors=f"{EMBEDDINGS}/{{split}}-queries.npy",
         sidecar=f"{EMBEDDINGS}/{{split}}-queries.json",

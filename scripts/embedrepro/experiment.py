@@ -18,7 +18,7 @@ LOCAL = ("path", "demo", "beir", "flagembedding")  # sources that count by their
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is itself, so that it can be a cache's key
 class Model:
     """A row of the report: an embedding model, or a BM25, fusion or reranking of runs."""
 
@@ -34,7 +34,7 @@ class Model:
     revision: str = ""  # commit, package pin or digest of a folder; empty without weights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A corpus with the splits that are evaluated on it."""
 
