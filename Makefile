@@ -46,6 +46,11 @@ test: .venv/test.ok
 test-all: .venv/test.ok
 	$(BIN)/pytest -n 2 --dist loadfile
 
+# A Slurm of its own, so it needs root and: apt-get install slurm-wlm munge
+test-cluster: .venv/test.ok
+	$(INSTALL) --group cluster
+	$(BIN)/pytest tests/cluster -m cluster
+
 lint: .venv/test.ok
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
