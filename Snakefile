@@ -19,6 +19,7 @@ include: "rules/encode.smk"
 include: "rules/retrieve.smk"
 include: "rules/evaluate.smk"
 include: "rules/report.smk"
+include: "rules/parity.smk"
 include: "rules/reference.smk"
 
 
