@@ -46,6 +46,10 @@ test: .venv/test.ok
 test-all: .venv/test.ok
 	$(BIN)/pytest -n 2 --dist loadfile
 
+# The old library versions in which a dot in a name is fatal, in an environment of their own.
+test-compat: .venv/test.ok
+	$(BIN)/pytest tests/compat -m compat
+
 # A Slurm of its own, so it needs root and: apt-get install slurm-wlm munge
 test-cluster: .venv/test.ok
 	$(INSTALL) --group cluster
@@ -56,6 +60,11 @@ lint: .venv/test.ok
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/snakemake --lint
+
+# Encoding and search beside their peers, a size for two cores; see the scripts for GPUs.
+bench: .venv/test.ok
+	$(BIN)/python tests/benchmarks/encode.py --small
+	$(BIN)/python tests/benchmarks/search.py
 
 # Unfinished files of runs that were killed; never while a run is under way.
 clean-temp:
