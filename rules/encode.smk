@@ -51,7 +51,7 @@ rule encode_queries:
     params:
         script=script("encode"),
         staged=lambda wildcards, input: str(Path(input.stage).parent),
-        texts=lambda wc: prepared(of_dataset(wc), f"{wc.split}/queries.parquet"),
+        texts=lambda wc, input: f"{Path(input.dataset).parent}/{wc.split}/queries.parquet",
         gpu_slot=script("gpu_slot"),
     shell:
         "{params.gpu_slot} {resources.gpu} -- {params.script}"

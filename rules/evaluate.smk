@@ -31,7 +31,7 @@ rule score_run:
 rule compare_published:
     input:
         scores=[score_file(*row) for row in rows()],
-        published=REPOSITORY / "rules" / "registry" / "published.tsv",
+        published=local(str(REPOSITORY / "rules" / "registry" / "published.tsv")),
     output:
         report(
             f"{RESULTS}/verdicts.tsv",

@@ -50,7 +50,7 @@ rule merge_hits:
     params:
         script=script("merge_hits"),
         top_k=EXPERIMENT.top_k,
-        queries=lambda wc: prepared(of_dataset(wc), f"{wc.split}/queries.parquet"),
+        queries=lambda wc, input: f"{Path(input.corpus).parent}/{wc.split}/queries.parquet",
     shell:
         "{params.script} --hits {input.hits:q}"
         " --corpus {input.corpus:q} --queries {params.queries:q} --top-k {params.top_k}"
