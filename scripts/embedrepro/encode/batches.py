@@ -5,6 +5,7 @@ a text's vector has the same bytes whatever its neighbours are.
 """
 
 import queue
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -167,6 +168,7 @@ def ahead(items: Iterable[Any], depth: int) -> Iterator[Any]:
 
     An error in the thread is raised here. The thread ends when this generator is closed.
     """
+    sys.setswitchinterval(0.0005)  # a tenth of the usual: what feeds the device must not wait
     ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
     closed = threading.Event()
     end = object()

@@ -133,14 +133,17 @@ class Tokeniser:
 
 
 def _bounded(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of at most CHUNK texts and about CHUNK_CHARACTERS characters."""
+    """Lists of at most CHUNK texts and about CHUNK_CHARACTERS characters.
+
+    The first are small, so that the device has work soon.
+    """
     chunk: list[str] = []
-    characters = 0
+    characters, size = 0, CHUNK // 8
     for text in texts:
         chunk.append(text)
         characters += len(text)
-        if len(chunk) == CHUNK or characters >= CHUNK_CHARACTERS:
+        if len(chunk) == size or characters >= CHUNK_CHARACTERS:
             yield chunk
-            chunk, characters = [], 0
+            chunk, characters, size = [], 0, min(2 * size, CHUNK)
     if chunk:
         yield chunk
