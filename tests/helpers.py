@@ -18,7 +18,7 @@ def snakemake(workdir: Path, *arguments: str, config: dict | None = None, **kwar
     """
     workdir.mkdir(parents=True, exist_ok=True)
     command = [Path(sys.executable).with_name("snakemake"), "-s", REPOSITORY / "Snakefile"]
-    command += ["-d", workdir, "--cores", "2", "--quiet", "rules", "progress"]
+    command += ["-d", workdir, "--cores", "2", "--quiet", "rules"]
     if config is not None:
         overlay = workdir / "overlay.yaml"
         overlay.write_text(yaml.safe_dump(config), encoding="utf-8")

@@ -104,6 +104,17 @@ def test_a_changed_prompt_encodes_only_that_models_queries(demo, demo_config):
     assert not rest & planned.keys()
 
 
+def test_another_model_computes_only_itself(demo, demo_config):
+    workdir, _ = demo
+    other = {"id": "me/Other-2.0", "source": {"demo": 8}, "trust_remote_code": True}
+    config = demo_config | {"models": [*demo_config["models"], other]}
+    planned = jobs(snakemake(workdir, "-n", config=config))
+    planned.pop("write_spec")
+    once = ["download_model", "stage_model", "encode_queries", "merge_hits", "score_run"]
+    once += ["compare_models", "compare_published", "report", "all"]
+    assert planned == dict.fromkeys(once, 1) | {"encode_corpus": 4, "search_shard": 4}
+
+
 def test_another_mirror_computes_nothing(demo, demo_config):
     workdir, _ = demo
     config = changed(demo_config, mirrors=[{"wheel": "elsewhere==1.0"}])
