@@ -45,7 +45,7 @@ class Recorder(threading.Thread):
 
 def through_slurm(workdir, config, *arguments):
     """Run on the cluster; states are looked at sooner than the profile has it."""
-    profile = ["--profile", str(REPOSITORY / "profiles" / "slurm")]
+    profile = ["--quiet", "host", "--profile", str(REPOSITORY / "profiles" / "slurm")]
     sooner = ["--slurm-init-seconds-before-status-checks", "5", "--latency-wait", "10"]
     return snakemake(workdir, *profile, *sooner, *arguments, config=config)
 
@@ -124,23 +124,23 @@ def prepared_copy(local, workdir):
         shutil.copytree(local / "store" / part, workdir / "store" / part, symlinks=True)
 
 
-def wait_until_encoding(recorder, workdir, node):
+def wait_until_encoding(run, recorder, workdir, node):
     """Until a job of that node has begun to encode; returns its number."""
     deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and not run.done():
         for number in seen_by_jobs(workdir) if (workdir / "logs").is_dir() else {}:
             job = recorder.jobs.get(number, {})
             if job.get("NodeList") == node and job["JobState"] == "RUNNING":
                 return number
         time.sleep(0.2)
-    raise AssertionError(f"nothing was encoded on {node}")
+    raise AssertionError(f"nothing was encoded on {node}: {run.result(0).stderr}")
 
 
 def test_a_node_that_dies_costs_its_jobs_only(slurm, local, config, tmp_path, capsys):
     prepared_copy(local, tmp_path)
     with Recorder(slurm) as recorder, ThreadPoolExecutor(1) as pool:
         run = pool.submit(through_slurm, tmp_path, config)
-        encoding = wait_until_encoding(recorder, tmp_path, "node1")
+        encoding = wait_until_encoding(run, recorder, tmp_path, "node1")
         killed = slurm.kill_node(1)
         done = run.result()
     assert done.returncode == 0, done.stdout + done.stderr
