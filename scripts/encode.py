@@ -31,9 +31,11 @@ def main() -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(args.compiler_cache.absolute() / "inductor")
         os.environ["TRITON_CACHE_DIR"] = str(args.compiler_cache.absolute() / "triton")
     from embedrepro.encode.shard import encode_shard, row_range
+    from embedrepro.staging import verify_staged
 
     row_range(args.texts, args.shard, args.shards)  # a mistake shows before a model is loaded
     spec = read_json(args.spec)
+    verify_staged(args.staged)
     engine = load_engine(args.staged, spec.get("facts") or {}, args.device, args.tokens_per_batch)
     encode_shard(engine, args.texts, spec, args.role, args.shard, args.shards, args.output)
 

@@ -6,7 +6,7 @@ import json
 import zlib
 
 from embedrepro.errors import run_cli
-from embedrepro.files import write_json
+from embedrepro.files import write_json, write_record
 
 
 def main() -> None:
@@ -14,7 +14,9 @@ def main() -> None:
     parser.add_argument("value", help="JSON, deflated, in base64: no shell reads anything into it")
     parser.add_argument("file", help="the JSON file to write")
     args = parser.parse_args()
-    write_json(args.file, json.loads(zlib.decompress(base64.b64decode(args.value))))
+    value = json.loads(zlib.decompress(base64.b64decode(args.value)))
+    write = write_record if isinstance(value, dict) else write_json
+    write(args.file, value)
 
 
 if __name__ == "__main__":

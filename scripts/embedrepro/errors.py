@@ -1,7 +1,11 @@
 """One line for a user's mistake: what is wrong, where, and what to do."""
 
+import errno
+import os
 import sys
 from collections.abc import Callable
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or this user's share of it
 
 
 class UserError(Exception):
@@ -14,10 +18,19 @@ def printable(text: object, limit: int = 200) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+def full_disk(path: object = None) -> str:
+    """What to say of a full disk: the path, or at least the job's outputs."""
+    pairs = zip(sys.argv, sys.argv[1:], strict=False)
+    outputs = [value for name, value in pairs if name.startswith("--output")]
+    where = printable(path or " ".join(outputs) or sys.argv[0], 1000)
+    return f"{where}: no space left on its disk; make room and run again"
+
+
 def run_cli(main: Callable[[], None]) -> None:
     """Run a command line's `main`; a mistake becomes one line on stderr and exit status 2.
 
-    What the system refuses (no such file, no space left) counts as one.
+    What the system refuses (no such file, no space left) counts as one, also where a library has
+    an exception of its own for a full disk.
     """
     try:
         main()
@@ -26,6 +39,12 @@ def run_cli(main: Callable[[], None]) -> None:
     except OSError as error:
         where = f"{printable(error.filename, 1000)}: " if error.filename else ""
         line = where + (error.strerror or printable(error, 1000))
+        if error.errno in FULL:
+            line = full_disk(error.filename)
+    except Exception as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        line = full_disk()
     else:
         return
     print(f"error: {line}", file=sys.stderr)

@@ -1,13 +1,14 @@
 """Files that exist are whole: written under a temporary name, renamed, and checked when read."""
 
+import errno
 import hashlib
 import json
 import os
 import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, suppress
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from .errors import UserError
 
 PIECE = 2**26  # bytes of an array file that one digest in its sidecar's `pieces` covers
+SEAL = "self_sha256"  # of a JSON record: the digest of all else in it
 TEMPORARY = ".tmp-"  # every unfinished file's or folder's name starts with this
 
 
@@ -28,21 +30,37 @@ def atomic(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, replaced = (
-        path.parent / f"{TEMPORARY}{secrets.token_hex(4)}-{path.name[:100]}" for _ in range(2)
-    )
+    temporary = _temporary(path)
     try:
         yield temporary
         if temporary.is_file():
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
-        elif path.is_dir():
-            os.replace(path, replaced)
-        os.replace(temporary, path)
-        remove(replaced)
+            os.replace(temporary, path)
+        else:
+            _replace_folder(temporary, path)
     except BaseException:
         remove(temporary)
         raise
+
+
+def _temporary(path: Path) -> Path:
+    return path.parent / f"{TEMPORARY}{secrets.token_hex(4)}-{path.name[:100]}"
+
+
+def _replace_folder(temporary: Path, path: Path) -> None:
+    """Rename a folder (or link); whatever stands at `path` goes, also what another process puts."""
+    while True:
+        try:
+            os.replace(temporary, path)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        replaced = _temporary(path)
+        with suppress(FileNotFoundError):
+            os.replace(path, replaced)
+        remove(replaced)
 
 
 def remove(path: Path) -> None:
@@ -61,14 +79,80 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+
+
+def write_record(path: Path | str, record: dict[str, Any]) -> None:
+    """`write_json` of a record of ours, with a digest of itself that `read_json` checks."""
+    write_json(path, record | {SEAL: _self_digest(record)})
 
 
 def read_json(path: Path | str) -> Any:
+    """What a JSON file holds; a record that is not as `write_record` wrote it is refused."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not whole JSON ({error}); delete it and run again") from None
+        raise damaged(path, f"not whole JSON ({error})") from None
+    if isinstance(value, dict) and SEAL in value and value.pop(SEAL) != _self_digest(value):
+        raise damaged(path, "not the JSON that was written")
+    return value
+
+
+def _self_digest(record: dict[str, Any]) -> str:
+    return digest(json.loads(json.dumps(record)), 64)  # with keys as JSON has them
+
+
+def damaged(path: Path | str, what: str, remove: Path | str | None = None) -> UserError:
+    """The error for a file that is not as it was written. `remove`: what brings it back, if gone;
+    by default the file itself."""
+    return UserError(f"{path}: {what}; delete {remove or 'it'} and run again")
+
+
+@contextmanager
+def sealed(path: Path | str) -> Iterator[Path]:
+    """`atomic` for a file that gets its digest beside it, `<path>.sha256`, as sha256sum writes it.
+
+    The digest is written first, so a file under its final name always has one.
+    """
+    with atomic(path) as temporary:
+        yield temporary
+        write_text(f"{path}.sha256", f"{sha256(temporary)}  {Path(path).name}\n")
+
+
+def whole(path: Path | str) -> Path:
+    """`path`, after holding its bytes against what was recorded when it was written.
+
+    The record is `<path>.sha256` (see `sealed`) or the dataset.json of the folder it stands in; a
+    file with neither comes from elsewhere and is taken as it is. Raises `UserError` on a mismatch.
+    A process reads a file once for this; sha256 takes about a second for a gigabyte.
+    """
+    path = Path(path)
+    try:
+        info = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror})") from None
+    _check_whole(path, info.st_size, info.st_mtime_ns, info.st_ino)
+    return path
+
+
+@lru_cache(1024)
+def _check_whole(path: Path, size: int, *_mark: int) -> None:
+    beside = Path(f"{path}.sha256")
+    if beside.is_file():
+        if sha256(path) != beside.read_text(encoding="utf-8", errors="replace")[:64]:
+            raise damaged(path, f"its sha256 is not the one in {beside.name}")
+        return
+    for folder in (path.parent, path.parent.parent):
+        if (folder / "dataset.json").is_file():
+            record = folder / "dataset.json"
+            facts = read_json(record).get("files", {}).get(path.relative_to(folder).as_posix())
+            if facts and (facts["size"] != size or facts["sha256"] != sha256(path)):
+                raise damaged(path, "not the file that dataset.json lists", record)
+            return
 
 
 def sha256(path: Path | str) -> str:
@@ -119,7 +203,7 @@ def _write_sidecar(temporary: Path, path: Path | str, meta: dict[str, Any]) -> N
     array = np.load(temporary, mmap_mode="r")
     facts = {"shape": list(array.shape), "dtype": str(array.dtype)}
     facts |= {"sha256": sha256(temporary), "pieces": piece_digests(temporary)}
-    write_json(sidecar(path), facts | meta)
+    write_record(sidecar(path), facts | meta)
 
 
 def save_array(path: Path | str, array: np.ndarray, **meta: Any) -> None:
@@ -138,16 +222,13 @@ def load_array(path: Path | str, verify: bool = True) -> tuple[np.ndarray, dict[
     """
     path = Path(path)
     meta = read_json(sidecar(path))
-    remedy = "delete it and run again"
     try:
         array = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a whole .npy file ({error}); {remedy}") from None
+        raise damaged(path, f"not a whole .npy file ({error})") from None
     if list(array.shape) != meta.get("shape") or str(array.dtype) != meta.get("dtype"):
-        raise UserError(
-            f"{path}: holds {array.dtype}{list(array.shape)}, its sidecar says "
-            f"{meta.get('dtype')}{meta.get('shape')}; {remedy}"
-        )
+        stated = f"{meta.get('dtype')}{meta.get('shape')}"
+        raise damaged(path, f"holds {array.dtype}{list(array.shape)}, its sidecar says {stated}")
     if verify:
         verify_array(path, meta)
     return array, meta
@@ -158,6 +239,4 @@ def verify_array(path: Path | str, meta: dict[str, Any]) -> None:
     pieces = meta.get("pieces")
     whole = sha256(path) == meta.get("sha256") if pieces is None else piece_digests(path) == pieces
     if not whole:
-        raise UserError(
-            f"{path}: its sha256 is not the one in its sidecar; delete it and run again"
-        )
+        raise damaged(path, "its sha256 is not the one in its sidecar")

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import UserError
-from .files import atomic
+from .files import sealed, whole
 from .runs import Ranking, read_ids, trec_order
 
 META = b"embed-repro"
@@ -35,7 +35,7 @@ def write_hits(path: Path | str, batches: Iterable[Batch], meta: dict[str, Any])
     """
     step = group_size(meta["k"])
     schema = SCHEMA.with_metadata({META: json.dumps(meta, sort_keys=True).encode()})
-    with atomic(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+    with sealed(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for first, docs, scores in batches:
             for at in range(0, len(docs), step):
                 part = docs[at : at + step]
@@ -97,7 +97,7 @@ def _open_shards(
     """Open hits files in the order of their rows, after checking that they belong together."""
     shards = []
     for path in paths:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(whole(path))
         meta = json.loads((file.schema_arrow.metadata or {}).get(META, b"null"))
         if meta is None:
             raise UserError(f"{path}: not a hits file of search_shard.py")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError, printable
-from .files import atomic, digest, remove, write_json
+from .files import atomic, digest, read_json, remove, write_record
 from .names import check_id
 from .snapshot import (
     MANIFEST,
@@ -40,8 +40,9 @@ def download_model(spec: dict[str, Any], output: Path, cache: Path | None = None
     `cache` (default: `.cache` beside `output`) keeps what an interrupted download already has for
     the next try, and the digests of local files. `output` appears whole or not at all, with
     `manifest.json`: id, source, answered (the source that did), revision, files (name → size in
-    bytes, sha256), digest (over all of them). Raises `UserError` when no source can be reached,
-    when a file is not the one that `sha256` pins, and for everything else that is refused.
+    bytes, sha256), digest (over all of them). Where it is whole already, it stays. Raises
+    `UserError` when no source can be reached, when a file is not the one that `sha256` pins, and
+    for everything else that is refused.
     """
     output = Path(output)
     cache = Path(cache) if cache is not None else output.parent / ".cache"
@@ -50,8 +51,8 @@ def download_model(spec: dict[str, Any], output: Path, cache: Path | None = None
     check_id(spec["id"])
     scratch = cache / "partial" / output.name
     with alone(scratch):
-        if (output / MANIFEST).exists():
-            raise UserError(f"{output}: exists already; delete it to fetch it again")
+        if (output / MANIFEST).exists():  # another workflow on the same store was faster
+            return fetched(output, spec)
         answered, folder, hashes = first_that_answers(spec, scratch, cache)
         where = describe(answered)
         check_pins(spec.get("sha256") or {}, hashes, where)
@@ -64,11 +65,24 @@ def download_model(spec: dict[str, Any], output: Path, cache: Path | None = None
             "files": hashes,
             "digest": digest(hashes),
         }
-        write_json(folder / MANIFEST, manifest)
+        write_record(folder / MANIFEST, manifest)
         check_replaceable(output, hashes)
         with atomic(output) as temporary:
             shutil.move(folder, temporary)
         remove(scratch)
+    return manifest
+
+
+def fetched(output: Path, spec: dict[str, Any]) -> dict:
+    """The manifest of a finished download of the same source; its files must be whole."""
+    manifest = read_json(output / MANIFEST)
+    paths = {name: output / name for name in manifest["files"]}
+    same = manifest["id"] == spec["id"] and manifest["source"] == spec["source"]
+    missing = [name for name, path in paths.items() if not path.is_file()]
+    if not same or missing or hash_files(paths) != manifest["files"]:
+        raise UserError(
+            f"{output}: holds another download, or damaged files; delete {output} and run again"
+        )
     return manifest
 
 

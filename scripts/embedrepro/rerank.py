@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from . import shards
 from .errors import UserError
-from .files import atomic, digest, read_json
+from .files import digest, read_json, sealed, whole
 from .runs import Ranking, iter_run, ranked
 
 FLAG_CLASSES = (
@@ -129,7 +129,7 @@ def rerank_shard(
     facts = {"settings": settings, "run": digest(rankings), "queries": len(rankings)}
     facts |= {"rows": [start, stop], "model": Path(model).name}
     schema = SCHEMA.with_metadata({META: json.dumps(facts, sort_keys=True).encode()})
-    with atomic(output) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+    with sealed(output) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for at in tqdm(range(0, len(mine), CHUNK), desc="rerank", unit=f" x {CHUNK} queries"):
             ids = [(query, doc) for query, docs in mine[at : at + CHUNK] for doc in docs]
             scores = np.asarray(score([(queries[q], passages[d]) for q, d in ids]), np.float32)
@@ -166,7 +166,7 @@ def _read_texts(path: Path, wanted: set[str], title: str | None = None) -> dict[
     if not path.is_file():
         raise UserError(f"{path}: no such file; prepare the dataset first")
     columns = ["id", "text"] + ["title"] * (title is not None)
-    file, values, texts = pq.ParquetFile(path), pa.array(list(wanted), pa.string()), {}
+    file, values, texts = pq.ParquetFile(whole(path)), pa.array(list(wanted), pa.string()), {}
     for group in range(file.num_row_groups):
         here = pc.is_in(file.read_row_group(group, ["id"]).column("id"), value_set=values)
         if not pc.any(here).as_py():
@@ -185,7 +185,7 @@ def merge_reranked(paths: Sequence[Path | str]) -> Iterator[Ranking]:
     """Merge all shards of one reranking; yield rankings in the order of the first run's queries."""
     parts = []
     for path in paths:
-        table = pq.read_table(path)
+        table = pq.read_table(whole(path))
         meta = json.loads((table.schema.metadata or {}).get(META, b"null"))
         if meta is None or "run" not in meta:
             raise UserError(f"{path}: not an output of rerank_shard.py")

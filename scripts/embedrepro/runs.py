@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .errors import UserError, printable
-from .files import atomic
+from .files import sealed, whole
 
 Ids = Callable[[np.ndarray], pa.Array]  # row numbers to document ids
 Ranking = tuple[str, list[str], np.ndarray]  # query id, document ids, float32 scores; in order
@@ -56,7 +56,7 @@ def tie_order(key: np.ndarray, doc: np.ndarray, ids: Ids) -> np.ndarray:
 
 def read_ids(path: Path | str, start: int = 0, stop: int | None = None) -> pa.Array:
     """The `id` column of a Parquet file's rows `start:stop`, as one large_string array."""
-    file = pq.ParquetFile(path)
+    file = pq.ParquetFile(whole(path))
     stop = file.metadata.num_rows if stop is None else stop
     parts, first = [], 0
     for group in range(file.num_row_groups):
@@ -78,7 +78,7 @@ def write_run(path: Path | str, rankings: Iterable[Ranking], tag: str) -> None:
     Scores are float32 and printed with nine significant digits, which round-trips them.
     """
     _check_field(tag, "tag")
-    with atomic(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+    with sealed(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         for query, docs, scores in rankings:
             _check_field(query, "query id")
             for doc in docs:
@@ -145,7 +145,7 @@ def read_run(path: Path | str) -> dict[str, dict[str, float]]:
 
 
 def _lines(path: Path | str) -> Iterator[tuple[int, str, str, float]]:
-    with open(path, "rb") as file:
+    with open(whole(path), "rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 query, _, doc, rank, score, _ = line.decode("utf-8").split()

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import metrics, protocols
 from .errors import UserError, printable
-from .files import read_json, write_json, write_text
+from .files import read_json, sealed, whole, write_record
 from .runs import iter_listed
 
 PASSED_ON = ("model_id", "model", "revision", "dataset", "split")
@@ -21,7 +21,7 @@ def read_qrels(dataset: Path | str, split: str) -> dict[str, dict[str, int]]:
     path = Path(dataset) / split / "qrels.parquet"
     if not path.exists():
         raise UserError(f"{path}: no such file; is {printable(split)!r} a split of this dataset?")
-    table = pyarrow.parquet.read_table(path, columns=["query_id", "doc_id", "relevance"])
+    table = pyarrow.parquet.read_table(whole(path), columns=["query_id", "doc_id", "relevance"])
     qrels: dict[str, dict[str, int]] = {}
     for query, doc, grade in zip(*(column.to_pylist() for column in table.columns), strict=True):
         qrels.setdefault(query, {})[doc] = grade
@@ -33,7 +33,7 @@ def read_queries(dataset: Path | str, split: str) -> set[str]:
     import pyarrow.parquet
 
     path = Path(dataset) / split / "queries.parquet"
-    return set(pyarrow.parquet.read_table(path, columns=["id"]).column("id").to_pylist())
+    return set(pyarrow.parquet.read_table(whole(path), columns=["id"]).column("id").to_pylist())
 
 
 def score_run(
@@ -70,7 +70,8 @@ def score_run(
     scores = protocols.score(found, qrels, asked, names, *rules)
 
     default = scores[shown]
-    write_text(per_query, _per_query_table(default))
+    with sealed(per_query) as temporary:
+        temporary.write_text(_per_query_table(default), encoding="utf-8")
     result = {key: spec[key] for key in PASSED_ON} | {
         "facts": known_facts(about, encoded) | spec.get("facts", {}),
         "queries": len(qrels),
@@ -80,7 +81,7 @@ def score_run(
         "default_protocol": shown,
         "protocols": {name: summarise(scores[name], protocols.named(name)) for name in names},
     }
-    write_json(output, result)
+    write_record(output, result)
 
 
 def known_facts(about: dict[str, Any], encoded: Iterable[Path | str]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ import torch
 
 from .encode import pick_device
 from .errors import UserError
-from .files import load_array, verify_array
+from .files import load_array, verify_array, whole
 from .hits import Batch, group_size, write_hits
 from .runs import Ids, read_ids, tie_order, trec_order
 
@@ -59,7 +59,7 @@ def search_shard(
     shard = Shard(corpus, device)
     check_pair(queries, vectors, query_meta, corpus, shard)
     start, stop = shard.meta.get("rows", [0, len(shard)])
-    documents = pq.ParquetFile(ids).metadata.num_rows
+    documents = pq.ParquetFile(whole(ids)).metadata.num_rows
     if stop - start != len(shard) or stop > documents:
         raise UserError(
             f"{corpus}: {len(shard)} vectors for rows {start} to {stop} of {ids}, "

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import UserError
+from .files import whole
 
 
 def bounds(chars: np.ndarray, shards: int) -> np.ndarray:
@@ -39,7 +40,7 @@ def bounds(chars: np.ndarray, shards: int) -> np.ndarray:
 
 def corpus_bounds(corpus: Path | str, shards: int) -> np.ndarray:
     """`bounds` of a prepared corpus.parquet; reads its `chars` column only."""
-    chars = pq.read_table(corpus, columns=["chars"], memory_map=True)["chars"].to_numpy()
+    chars = pq.read_table(whole(corpus), columns=["chars"], memory_map=True)["chars"].to_numpy()
     return bounds(chars, shards)
 
 
@@ -55,7 +56,7 @@ def read_rows(
     Row groups outside the range are never read; one row group at a time is in memory.
     `stop=None` is the end. Raises `UserError` when the range doesn't lie within the file.
     """
-    with pq.ParquetFile(path, memory_map=True) as file:
+    with pq.ParquetFile(whole(path), memory_map=True) as file:
         rows = file.metadata.num_rows
         stop = rows if stop is None else stop
         if not 0 <= start <= stop <= rows:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .errors import UserError
-from .files import write_json
+from .files import json_text, sealed, whole
 
 ALPHA = 0.05
 EXACT_UP_TO = 16  # non-zero differences: 65,536 sign patterns are enumerated, not sampled
@@ -105,7 +105,7 @@ def _letter(index: int) -> str:
 def read_per_query(path: Path | str) -> dict[str, dict[str, float]]:
     """{metric: {query id: value}} of a table that `scoring.score_run` wrote."""
     table: dict[str, dict[str, float]] = {}
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(whole(path), encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         if reader.fieldnames != ["query_id", "metric", "value"]:
             raise UserError(f"{path}: wants the columns query_id metric value, tab-separated")
@@ -131,7 +131,8 @@ def compare_models(paths: Iterable[Path | str], output: Path | str) -> None:
             if len(scores) > 1:
                 where = {"dataset": dataset, "split": split, "metric": metric}
                 results.append(where | compare(scores, f"{dataset}/{split}"))
-    write_json(output, results)
+    with sealed(output) as temporary:
+        temporary.write_text(json_text(results), encoding="utf-8")
 
 
 def compare(scores: Mapping[str, Mapping[str, float]], where: str) -> dict[str, Any]:

@@ -21,11 +21,11 @@ from tokenizers import Tokenizer
 from .architectures import native_class
 from .errors import UserError, printable
 from .facts import hidden_size, json_object, resolve, template_end
-from .files import atomic, sha256, write_json, write_text
+from .files import atomic, damaged, sha256, write_json, write_record, write_text
 from .hub import check_replaceable
 from .keys import RECIPE
 from .preflight import preflight, refuse_failed
-from .snapshot import check_no_pointers, check_whole
+from .snapshot import check_no_pointers, check_whole, hash_files
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -50,9 +50,9 @@ def stage(
 ) -> dict[str, Any]:
     """Write the staged folder `output` of the model `spec` and return what its stage.json says.
 
-    `snapshot` is only read; weights are hard-linked (copied onto another file system). `prove` runs
-    the preflight (some seconds) and refuses a folder that fails it. Whatever is refused is refused
-    with a UserError and nothing written.
+    `snapshot` is only read; weights are hard-linked (copied onto another file system). `prove`
+    checks the snapshot's digests, runs the preflight (some seconds) and refuses a folder that fails
+    it. Whatever is refused is refused with a UserError and nothing written.
     """
     snapshot, output = Path(snapshot), Path(output)
     if "." in output.name:
@@ -60,6 +60,8 @@ def stage(
     if not snapshot.is_dir():
         raise UserError(f"{snapshot}: no such folder; download the model first")
     files = listed_files(snapshot)
+    if prove:
+        check_digests(snapshot, files, "manifest.json")
     config = configuration(snapshot)
     weights = weight_files(snapshot, spec.get("allow_pickle", False))
     present = [name for name in TOKENIZER_FILES if (snapshot / name).is_file()]
@@ -96,11 +98,11 @@ def stage(
         record |= facts | engine
         record["files"] = known | describe(folder, skip=known)
         record["code"] = {name: record["files"][name]["sha256"] for name in code}
-        write_json(folder / "stage.json", record)
+        write_record(folder / "stage.json", record)
         if prove:
             record["preflight"] = preflight(folder)
             refuse_failed(record["preflight"], printable(spec["id"]))
-            write_json(folder / "stage.json", record)
+            write_record(folder / "stage.json", record)
         check_replaceable(output, {*record["files"], "stage.json"})
     return record
 
@@ -118,11 +120,16 @@ def listed_files(snapshot: Path) -> dict[str, dict[str, Any]]:
         size = path.stat().st_size if path.is_file() else None
         if size != facts.get("size"):
             found = "is missing" if size is None else f"has {size} bytes"
-            raise UserError(
-                f"{path}: {found}, the manifest says {facts.get('size')}; delete the folder and "
-                "download again"
-            )
+            raise damaged(path, f"{found}, the manifest says {facts.get('size')}", snapshot)
     return files
+
+
+def check_digests(folder: Path, files: dict[str, dict[str, Any]], listed: str) -> None:
+    """Refuse a folder whose files have other digests than listed; about a second for a gigabyte."""
+    found = hash_files({name: folder / name for name in files})
+    for name, facts in files.items():
+        if found[name]["sha256"] != facts.get("sha256"):
+            raise damaged(folder / name, f"its sha256 is not the one in {listed}", folder)
 
 
 def describe(folder: Path, skip: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -455,8 +462,22 @@ def verify_code(staged: Path) -> dict[str, Any]:
     for name in sorted(present | set(expected)):
         path = staged / name
         if not path.is_file() or sha256(path) != expected.get(name):
-            raise UserError(f"{path}: not what was staged; delete the folder and run again")
+            raise damaged(path, "not what was staged", staged)
     return record
+
+
+def verify_staged(staged: Path) -> None:
+    """Check every staged file, weights too, against stage.json, before vectors are made of them.
+
+    A folder made by hand, whose stage.json lists no files, is taken as it is.
+    """
+    if "files" not in json_object(staged / "stage.json"):
+        return
+    files = verify_code(staged)["files"]
+    for name in files:
+        if not (staged / name).is_file():
+            raise damaged(staged / name, "is missing", staged)
+    check_digests(staged, files, "stage.json")
 
 
 def register(record: dict[str, Any], staged: Path, root: Path) -> None:

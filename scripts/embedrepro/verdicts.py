@@ -23,7 +23,7 @@ from typing import Any
 
 from . import protocols
 from .errors import UserError
-from .files import read_json, write_text
+from .files import read_json, sealed
 
 COMMIT = re.compile(r"[0-9a-f]{40}")  # a package pin or a folder's digest says nothing to compare
 UNKNOWN = {"external", "unknown"}  # revisions of numbers that a publisher gave without one
@@ -211,7 +211,8 @@ def compare_files(
     verdicts = [verdict for path in scores for verdict in compare(read_json(path), rows)]
     lines = ["\t".join(VERDICT_COLUMNS)]
     lines += ["\t".join(map(_cell, asdict(verdict).values())) for verdict in verdicts]
-    write_text(output, "\n".join(lines) + "\n")
+    with sealed(output) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return verdicts
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from embedrepro.datasets.prepare import file_facts
 from embedrepro.significance import compare_models
 
 METRICS = ["nDCG@10", "RR@10", "R@100"]
@@ -122,7 +123,7 @@ def dataset(made: Made, number: int, rng, inputs: dict) -> dict[str, str]:
         "ignore_identical_ids": False,
         "relevance_threshold": 1,
         "source": {"beir": "data/made"},
-        "files": {"corpus.parquet": {"size": 1, "sha256": f"{number:064x}"}},
+        "files": file_facts(folder),
     }
     inputs["datasets"].append(write(folder / "dataset.json", facts))
     return {"name": name, "slug": slug, "split": "test"}

@@ -24,7 +24,10 @@ FACTS = {"pooling": "mean", "normalize": True, "query_prompt": "", "passage_prom
 
 
 def read(path):
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    value = json.loads(Path(path).read_text(encoding="utf-8"))
+    if isinstance(value, dict):
+        value.pop("self_sha256", None)
+    return value
 
 
 def tensors_header(name, size):

@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import UserError, printable
-from ..files import atomic, sha256, write_json
+from ..files import atomic, sha256, write_record
 from ..schema import validate
 from ..shards import passage
 from .folder import Beir, FlagEmbedding
@@ -63,7 +63,7 @@ def prepare(spec: dict[str, Any], output: Path | str) -> dict[str, Any]:
         }
         facts = spec | {"key": output.name.rpartition("-")[2], "documents": documents}
         facts |= {"splits": splits, "flaws": flaws.counts, "files": file_facts(folder)}
-        write_json(folder / "dataset.json", facts)
+        write_record(folder / "dataset.json", facts)
     return facts
 
 

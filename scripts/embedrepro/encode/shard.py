@@ -27,7 +27,7 @@ def row_range(texts: Path, shard: int, of: int) -> tuple[int, int]:
     if not 0 <= shard < of:
         raise UserError(f"shard {shard} of {of}: use 0 to {of - 1}")
     if of == 1:
-        return 0, pq.ParquetFile(texts).metadata.num_rows
+        return 0, pq.ParquetFile(files.whole(texts)).metadata.num_rows
     ends = shards.corpus_bounds(texts, of)
     return int(ends[shard]), int(ends[shard + 1])
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import UserError
-from ..files import read_json
+from ..files import read_json, whole
 
 
 class Key(NamedTuple):
@@ -204,8 +204,8 @@ def collect(spec_path: Path, inputs_path: Path) -> Report:
         columns=columns(spec["datasets"]),
         metrics=list(spec["metrics"]),
         scores={key: read_json(path) for key, path in keyed(inputs["scores"], ".json")},
-        verdicts=read_tsv(inputs["verdicts"]) if inputs.get("verdicts") else [],
-        comparisons=read_json(inputs["comparisons"]) if inputs.get("comparisons") else [],
+        verdicts=read_tsv(whole(inputs["verdicts"])) if inputs.get("verdicts") else [],
+        comparisons=read_json(whole(inputs["comparisons"])) if inputs.get("comparisons") else [],
         stages={stage["model"]: stage for stage in map(read_json, inputs["stages"])},
         embeddings=[read_embedding(Path(path)) for path in inputs["embeddings"]],
         datasets={slug: read_json(path) for slug, path in folders.items()},

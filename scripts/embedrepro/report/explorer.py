@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..files import whole
 from .collect import Column, Report, read_tsv
 from .text import one_line
 
@@ -78,7 +79,7 @@ def read_differences(report: Report, column: Column) -> Differences:
         key = column.key(model.slug)
         if key in report.per_query and key in report.runs:
             metric = report.metric_name(key, report.main_metric)
-            rows = read_tsv(report.per_query[key])
+            rows = read_tsv(whole(report.per_query[key]))
             values = {r["query_id"]: float(r["value"]) for r in rows if r["metric"] == metric}
             models.append(index)
             tables.append(values)
@@ -183,7 +184,7 @@ def read_texts(found: Differences, chosen: list[int], folder: Path, column: Colu
     names = [found.queries[query] for query in chosen]
     ids = {document for name in names for hits in found.hits for document in hits.get(name, [])}
     split = folder / column.split
-    queries = pq.read_table(split / "queries.parquet", columns=["id", "text"])
+    queries = pq.read_table(whole(split / "queries.parquet"), columns=["id", "text"])
     return Texts(
         queries=dict(zip(queries["id"].to_pylist(), queries["text"].to_pylist(), strict=True)),
         documents=read_documents(folder / "corpus.parquet", ids),
@@ -199,7 +200,7 @@ def read_documents(corpus: Path, ids: set[str]) -> dict[str, str]:
 
     texts = {}
     wanted = pa.array(sorted(ids), pa.string())
-    with pq.ParquetFile(corpus) as file:
+    with pq.ParquetFile(whole(corpus)) as file:
         for group in range(file.num_row_groups):
             names = file.read_row_group(group, columns=["id"])["id"]
             mask = pc.is_in(names, value_set=wanted.cast(names.type))
@@ -217,7 +218,7 @@ def read_grades(qrels: Path, names: list[str]) -> dict[str, dict[str, int]]:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    table = pq.read_table(qrels, columns=["query_id", "doc_id", "relevance"])
+    table = pq.read_table(whole(qrels), columns=["query_id", "doc_id", "relevance"])
     wanted = pa.array(names, table["query_id"].type)
     grades: dict[str, dict[str, int]] = {}
     for row in table.filter(pc.is_in(table["query_id"], value_set=wanted)).to_pylist():
