@@ -36,6 +36,7 @@ from embedrepro.encode import resolve  # noqa: E402
 from embedrepro.encode.packed import PackedEngine, layers_of  # noqa: E402
 from embedrepro.encode.shard import encode_shard  # noqa: E402
 from embedrepro.encode.tokens import Tokeniser  # noqa: E402
+from embedrepro.files import sha256  # noqa: E402
 from tokenizers.processors import TemplateProcessing  # noqa: E402
 
 BERT = {"type_vocab_size": 2, "max_position_embeddings": 512}
@@ -93,7 +94,11 @@ def stage(folder: Path, name: str, tokenizer: str, small: bool) -> Path:
         "max_length": {"query": LENGTH, "passage": LENGTH},
         "hidden_size": hidden,
     }
-    (folder / "stage.json").write_text(json.dumps(facts))
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": sha256(path)}
+        for path in folder.iterdir()
+    }
+    (folder / "stage.json").write_text(json.dumps(facts | {"code": {}, "files": files}))
     return folder
 
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import transformers
+from embedrepro import files
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 WORDS = [f"w{i}" for i in range(60)]
@@ -82,7 +83,7 @@ def tokenizer(end: bool) -> transformers.PreTrainedTokenizerFast:
 
 
 def stage(folder: Path, **facts: object) -> Path:
-    """Write `stage.json` with defaults of an encoder."""
+    """Write `stage.json` with defaults of an encoder, all files listed."""
     defaults = {
         "id": f"test/{folder.name}",
         "revision": None,
@@ -100,7 +101,14 @@ def stage(folder: Path, **facts: object) -> Path:
         "hidden_size": 64,
         "trust_remote_code": False,
     }
-    (folder / "stage.json").write_text(json.dumps(defaults | facts))
+    names = [path.name for path in folder.iterdir() if path.is_file() and path.suffix != ".txt"]
+    listed = {
+        name: {"size": (folder / name).stat().st_size, "sha256": files.sha256(folder / name)}
+        for name in names
+        if name != "stage.json"
+    }
+    record = defaults | facts | {"code": {}, "files": listed}
+    (folder / "stage.json").write_text(json.dumps(record))
     return folder
 
 

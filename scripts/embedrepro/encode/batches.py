@@ -60,11 +60,11 @@ class PaddedPacker:
         held = self._open.setdefault(width, [])
         held.append(sequence)
         if len(held) >= self.shape(width)[0]:
-            yield self._close(width)
+            yield from self._close(width)
 
     def flush(self) -> Iterator[Batch]:
         for width in sorted(self._open):
-            yield self._close(width)
+            yield from self._close(width)
 
     def shape(self, width: int) -> tuple[int, int]:
         """Rows and width of every batch of this width."""
@@ -76,8 +76,9 @@ class PaddedPacker:
         for start in range(0, len(batch.sequences), rows):
             yield Batch(batch.sequences[start : start + rows], width, (rows, width))
 
-    def _close(self, width: int) -> Batch:
-        return Batch(self._open.pop(width), width, self.shape(width))
+    def _close(self, width: int) -> Iterator[Batch]:
+        # In more than one batch if the budget was halved since they were gathered.
+        yield from self.split(Batch(self._open.pop(width), width, ()))
 
 
 class VarlenPacker:
@@ -115,7 +116,7 @@ class VarlenPacker:
         width = max(self._width(sequence) for sequence in sequences)
         for sequence in sequences:
             yield from self._put(width, sequence)
-        yield self._close(width)
+        yield from self._close(width)
 
     def _width(self, sequence: Sequence) -> int:
         width = CLASSES
@@ -125,13 +126,17 @@ class VarlenPacker:
 
     def _put(self, width: int, sequence: Sequence) -> Iterator[Batch]:
         if self._held.get(width, 0) + len(sequence.ids) > self.budget:
-            yield self._close(width)
+            yield from self._close(width)
         self._open.setdefault(width, []).append(sequence)
         self._held[width] = self._held.get(width, 0) + len(sequence.ids)
 
-    def _close(self, width: int) -> Batch:
-        self._held[width] = 0
-        return Batch(self._open.pop(width), width, self.shape(width))
+    def _close(self, width: int) -> Iterator[Batch]:
+        batch = Batch(self._open.pop(width), width, self.shape(width))
+        held, self._held[width] = self._held[width], 0
+        if held > batch.shape[0]:  # the budget was halved since they were gathered
+            yield from self.split(batch)
+        else:
+            yield batch
 
 
 def padded_arrays(batch: Batch, pad: int) -> tuple[np.ndarray, np.ndarray]:

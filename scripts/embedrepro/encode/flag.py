@@ -68,6 +68,10 @@ class FlagEngine:
     def encode(
         self, texts: Iterable[str], role: str, instruction: str | None = None
     ) -> Iterator[Part]:
+        tokeniser = Tokeniser(self.tokenizer, self.facts, role, instruction)
+        return self._parts(tokeniser, texts)  # a mistake shows before anything is asked for
+
+    def _parts(self, tokeniser: Tokeniser, texts: Iterable[str]) -> Iterator[Part]:
         kept: list[str] = []
 
         def keeping() -> Iterator[str]:
@@ -75,7 +79,6 @@ class FlagEngine:
                 kept.append(text)
                 yield text
 
-        tokeniser = Tokeniser(self.tokenizer, self.facts, role, instruction)
         chunks = tokeniser.chunks(keeping())
         first = 0
         while window := list(islice(chunks, WINDOW)):

@@ -79,6 +79,9 @@ class PackedEngine:
         self, texts: Iterable[str], role: str, instruction: str | None = None
     ) -> Iterator[Part]:
         tokeniser = Tokeniser(self.tokenizer, self.facts, role, instruction)
+        return self._parts(tokeniser, texts)  # a mistake shows before anything is asked for
+
+    def _parts(self, tokeniser: Tokeniser, texts: Iterable[str]) -> Iterator[Part]:
         packer = (VarlenPacker if self.varlen else PaddedPacker)(
             self.tokens_per_batch, tokeniser.limit
         )
