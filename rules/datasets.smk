@@ -8,8 +8,8 @@ rule prepare_dataset:
             lambda wc: spec(f"dataset-{wc.dataset}", of_dataset(wc).spec, wc.key)
         ),
     output:
-        f"{DATASET}/dataset.json",
-        f"{DATASET}/corpus.parquet",
+        update(f"{DATASET}/dataset.json"),
+        update(f"{DATASET}/corpus.parquet"),
     log:
         "logs/prepare_dataset/{dataset}-{key}.log",
     conda:

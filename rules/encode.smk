@@ -9,8 +9,8 @@ rule encode_corpus:
         texts=ancient(lambda wc: prepared(of_dataset(wc), "corpus.parquet")),
         spec=ancient(lambda wc: encode_spec(of_model(wc), of_dataset(wc), "passage")),
     output:
-        vectors=f"{EMBEDDINGS}/corpus-{{shard}}-of-{{shards}}.npy",
-        sidecar=f"{EMBEDDINGS}/corpus-{{shard}}-of-{{shards}}.json",
+        vectors=update(f"{EMBEDDINGS}/corpus-{{shard}}-of-{{shards}}.npy"),
+        sidecar=update(f"{EMBEDDINGS}/corpus-{{shard}}-of-{{shards}}.json"),
     log:
         "logs/encode_corpus/{dataset}/{model}-{key}/{shard}-of-{shards}.log",
     conda:
@@ -37,8 +37,8 @@ rule encode_queries:
         dataset=ancient(lambda wc: prepared(of_dataset(wc))),
         spec=ancient(lambda wc: encode_spec(of_model(wc), of_dataset(wc), "query")),
     output:
-        vectors=f"{EMBEDDINGS}/{{split}}-queries.npy",
-        sidecar=f"{EMBEDDINGS}/{{split}}-queries.json",
+        vectors=update(f"{EMBEDDINGS}/{{split}}-queries.npy"),
+        sidecar=update(f"{EMBEDDINGS}/{{split}}-queries.json"),
     log:
         "logs/encode_queries/{dataset}/{model}-{key}/{split}.log",
     conda:

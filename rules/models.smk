@@ -1,11 +1,14 @@
 # Needs: the config's models. Gives: for each a snapshot with a manifest of digests, then a staged
 # folder whose name and files every library loads the same way.
+#
+# update() on all that is in the store: Snakemake would delete it before the job, also when another
+# workflow on the same store has just made it and reads it. The scripts replace it whole.
 
 
 rule write_spec:
     # What the config says, as a file: its strings reach no shell.
     output:
-        f"{SPECS}/{{name}}.json",
+        update(f"{SPECS}/{{name}}.json"),
     log:
         "logs/write_spec/{name}.log",
     localrule: True
@@ -24,7 +27,7 @@ rule download_model:
             lambda wc: spec(f"source-{wc.model}", of_model(wc).source_spec, wc.key)
         ),
     output:
-        MANIFEST,
+        update(MANIFEST),
     log:
         "logs/download_model/{model}-{key}.log",
     conda:
@@ -48,7 +51,7 @@ rule stage_model:
         ),
         manifest=ancient(lambda wc: manifest(of_model(wc))),
     output:
-        STAGE,
+        update(STAGE),
     log:
         "logs/stage_model/{model}-{key}.log",
     conda:

@@ -12,7 +12,7 @@ rule search_shard:
         ),
         ids=ancient(lambda wc: prepared(of_dataset(wc), "corpus.parquet")),
     output:
-        f"{HITS}/{{split}}-{{shard}}-of-{{shards}}.parquet",
+        update(f"{HITS}/{{split}}-{{shard}}-of-{{shards}}.parquet"),
     log:
         "logs/search_shard/{dataset}/{model}-{key}/{split}-{shard}-of-{shards}.log",
     conda:
@@ -112,7 +112,7 @@ rule rerank_shard:
         dataset=ancient(lambda wc: prepared(of_dataset(wc))),
         spec=lambda wc: rerank_spec(wc),
     output:
-        f"{RERANKED}/{{split}}-{{shard}}-of-{{shards}}.parquet",
+        update(f"{RERANKED}/{{split}}-{{shard}}-of-{{shards}}.parquet"),
     log:
         "logs/rerank_shard/{dataset}/{model}-{key}/{split}-{shard}-of-{shards}.log",
     conda:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from .errors import UserError, printable
-from .files import digest, read_json, sha256, write_json
+from .files import digest, read_json, sha256, write_record
 
 MANIFEST = "manifest.json"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
@@ -239,7 +239,10 @@ def remembered_hashes(folder: Path, paths: Mapping[str, Path], cache: Path) -> d
     the clock's tick.
     """
     memory = cache / "digests" / f"{digest(str(folder.resolve()))}.json"
-    known = read_json(memory) if memory.exists() else {}
+    try:
+        known = read_json(memory)
+    except UserError:  # nothing remembered, or what was is damaged
+        known = {}
     marks, old = {}, {}
     for name, path in paths.items():
         info = path.stat()
@@ -256,7 +259,7 @@ def remembered_hashes(folder: Path, paths: Mapping[str, Path], cache: Path) -> d
         if marks[name][1] < settled
     }
     if memo != known:
-        write_json(memory, memo)
+        write_record(memory, memo)
     return dict(sorted(hashes.items()))
 
 

@@ -1,0 +1,50 @@
+"""Hold every file of a store or of results against what was recorded when it was written."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .errors import UserError
+from .files import load_array, read_json, whole
+from .staging import check_digests, listed_files, verify_staged
+
+
+def damage(root: Path | str) -> Iterator[str]:
+    """One line for each damaged file below `root`: what is wrong and what to delete.
+
+    Reads everything once: about a second for a gigabyte. Files without a record (reports, logs)
+    are not looked at.
+    """
+    for path in sorted(Path(root).rglob("*")):
+        check = check_of(path)
+        try:
+            if check and path.is_file():
+                check(path)
+        except UserError as error:
+            yield str(error)
+
+
+def check_of(path: Path) -> Callable[[Path], object] | None:
+    """What proves a file, by its name; the files that it lists are proven with it."""
+    by_name = {"dataset.json": _dataset, "stage.json": _staged, "manifest.json": _snapshot}
+    by_suffix = {".sha256": _sealed, ".npy": load_array}
+    if path.name in by_name:
+        return by_name[path.name]
+    return by_suffix.get(path.suffix)
+
+
+def _dataset(record: Path) -> None:
+    for name in read_json(record)["files"]:
+        whole(record.parent / name)
+
+
+def _staged(record: Path) -> None:
+    verify_staged(record.parent)
+
+
+def _snapshot(record: Path) -> None:
+    check_digests(record.parent, listed_files(record.parent), record.name)
+
+
+def _sealed(digest: Path) -> None:
+    if digest.with_suffix("").is_file():
+        whole(digest.with_suffix(""))
