@@ -24,11 +24,12 @@ rule encode_corpus:
         script=script("encode"),
         staged=lambda wildcards, input: str(Path(input.stage).parent),
         gpu_slot=script("gpu_slot"),
+        compiled=f"{STORE}/compiler",
     shell:
         "{params.gpu_slot} {resources.gpu} -- {params.script}"
         " --staged {params.staged:q} --texts {input.texts:q} --spec {input.spec:q}"
         " --role passage --shard {wildcards.shard} --shards {wildcards.shards}"
-        " --output {output.vectors:q} 2>&1 | tee {log:q}"
+        " --output {output.vectors:q} --compiler-cache {params.compiled:q} 2>&1 | tee {log:q}"
 
 
 rule encode_queries:
@@ -53,7 +54,8 @@ rule encode_queries:
         staged=lambda wildcards, input: str(Path(input.stage).parent),
         texts=lambda wc, input: f"{Path(input.dataset).parent}/{wc.split}/queries.parquet",
         gpu_slot=script("gpu_slot"),
+        compiled=f"{STORE}/compiler",
     shell:
         "{params.gpu_slot} {resources.gpu} -- {params.script}"
         " --staged {params.staged:q} --texts {params.texts:q} --spec {input.spec:q}"
-        " --role query --shard 0 --shards 1 --output {output.vectors:q} 2>&1 | tee {log:q}"
+        " --role query --shard 0 --shards 1 --output {output.vectors:q} --compiler-cache {params.compiled:q} 2>&1 | tee {log:q}"

@@ -54,6 +54,7 @@ rule merge_hits:
     shell:
         "{params.script} --hits {input.hits:q}"
         " --corpus {input.corpus:q} --queries {params.queries:q} --top-k {params.top_k}"
+        " --spare-identical-ids"
         " --tag {wildcards.model} --output {output:q} 2>&1 | tee {log:q}"
 
 

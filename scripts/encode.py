@@ -27,9 +27,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.tokens_per_batch is not None and args.tokens_per_batch < 1:
         raise UserError(f"--tokens-per-batch {args.tokens_per_batch}: give a positive number")
-    if args.compiler_cache:  # read by torch when it is imported
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(args.compiler_cache.absolute() / "inductor")
-        os.environ["TRITON_CACHE_DIR"] = str(args.compiler_cache.absolute() / "triton")
+    if args.compiler_cache:  # read by torch when it is imported; a cluster may prefer its scratch
+        folder = args.compiler_cache.absolute()
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
+        os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
     from embedrepro.encode.shard import encode_shard, row_range
     from embedrepro.staging import verify_staged
 

@@ -15,13 +15,15 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, required=True)
     parser.add_argument("--tag", required=True, help="last column of the run")
     parser.add_argument(
-        "--drop-identical-ids",
+        "--spare-identical-ids",
         action="store_true",
-        help="leave out a document whose id is the query's, before the cut (hits need top-k + 1)",
+        help="a document whose id is the query's doesn't count among the k (hits need k + 1)",
     )
     parser.add_argument("--output", required=True, help="run.trec")
     args = parser.parse_args()
-    rankings = merge_hits(args.hits, args.corpus, args.queries, args.top_k, args.drop_identical_ids)
+    rankings = merge_hits(
+        args.hits, args.corpus, args.queries, args.top_k, args.spare_identical_ids
+    )
     write_run(args.output, rankings, args.tag)
 
 

@@ -54,16 +54,16 @@ def merge_hits(
     corpus: Path | str,
     queries: Path | str,
     k: int,
-    drop_identical_ids: bool = False,
+    spare_identical_ids: bool = False,
 ) -> Iterator[Ranking]:
     """Merge the hits of all shards; yield per query the best `k` in trec_eval's order.
 
-    With `drop_identical_ids` a document whose id is the query's is left out before the cut, which
-    takes hits at least `k` + 1 deep. Raises `UserError` when the shards don't tile the corpus, were
+    With `spare_identical_ids` a document whose id is the query's doesn't count among the `k`, so that
+    a protocol which drops it finds `k` others; that takes hits at least `k` + 1 deep. Raises `UserError` when the shards don't tile the corpus, were
     searched with different queries or not deep enough.
     """
     doc_ids, query_ids = read_ids(corpus), read_ids(queries).to_pylist()
-    files = _open_shards(paths, len(doc_ids), len(query_ids), k + drop_identical_ids)
+    files = _open_shards(paths, len(doc_ids), len(query_ids), k + spare_identical_ids)
     for group in range(max(file.num_row_groups for file in files)):
         tables = [file.read_row_group(group) for file in files]
         query, doc, score = (
@@ -74,21 +74,10 @@ def merge_hits(
         query, doc, score = query[order], doc[order], score[order]
         starts = np.flatnonzero(np.r_[True, query[1:] != query[:-1]])
         for start, stop in zip(starts, np.r_[starts[1:], len(query)], strict=True):
-            stop = min(stop, start + k + drop_identical_ids)
-            yield _ranking(
-                query_ids[query[start]],
-                doc_ids.take(pa.array(doc[start:stop])).to_pylist(),
-                score[start:stop],
-                k,
-                drop_identical_ids,
-            )
-
-
-def _ranking(query: str, docs: list[str], scores: np.ndarray, k: int, drop: bool) -> Ranking:
-    if drop and query in docs:
-        scores = np.delete(scores, docs.index(query))
-        docs.remove(query)
-    return query, docs[:k], scores[:k]
+            name = query_ids[query[start]]
+            docs = doc_ids.take(pa.array(doc[start : min(stop, start + k + 1)])).to_pylist()
+            kept = k + (spare_identical_ids and name in docs)
+            yield name, docs[:kept], score[start : start + len(docs[:kept])]
 
 
 def _open_shards(

@@ -187,18 +187,19 @@ def test_scores_that_only_float64_tells_apart(tmp_path):
         assert run_of(tmp_path, queries, corpus, 20, shards) == expected
 
 
-def test_identical_ids_are_dropped_before_the_cut(tmp_path):
+def test_identical_ids_do_not_count_among_the_k(tmp_path):
     queries, corpus, docs = made(5, 200, 4, 8)
     names = [docs[0], "other", docs[3], docs[100]]
     write_ids(tmp_path, docs, names)
-    run_of(tmp_path, queries, corpus, 50, 3, depth=51, drop_identical_ids=True)
+    run_of(tmp_path, queries, corpus, 50, 3, depth=51, spare_identical_ids=True)
     run = read_run(tmp_path / "run.trec")
     everything = brute_force(queries, corpus, docs, 200).decode().splitlines()
     for row, name in enumerate(names):
         ranked = [line.split()[2] for line in everything if line.startswith(f"q{row} ")]
-        assert list(run[name]) == [doc for doc in ranked if doc != name][:50]
+        assert [doc for doc in run[name] if doc != name] == [d for d in ranked if d != name][:50]
+        assert (name in run[name]) == (name in ranked[:51])
     with pytest.raises(UserError, match="--top-k 51"):
-        run_of(tmp_path, queries, corpus, 50, 3, drop_identical_ids=True)
+        run_of(tmp_path, queries, corpus, 50, 3, spare_identical_ids=True)
 
 
 def test_rank_is_the_rank_that_trec_eval_scores(tmp_path):
