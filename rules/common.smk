@@ -1,5 +1,6 @@
 # Config → tables, wildcard constraints and targets. The only helper functions of the workflow.
 import base64
+import gc
 import json
 import shlex
 import subprocess
@@ -11,6 +12,10 @@ from importlib import metadata
 import yaml
 from snakemake.common.configfile import load_configfile
 from snakemake.utils import update_config
+
+# Tens of thousands of jobs are millions of objects that stay: looking through them for garbage all
+# the time takes a tenth of the planning.
+gc.set_threshold(100_000, 50, 1000)
 
 REPOSITORY = Path(workflow.basedir)
 sys.path.insert(0, str(REPOSITORY / "scripts"))
@@ -89,9 +94,16 @@ PYTHON = "python" if DEPLOYED else shlex.quote(sys.executable)
 SCRIPTS = shlex.quote(str(REPOSITORY / "scripts"))
 
 
-def script(name):
+def command(name):
     """The command of one of the scripts."""
     return f"{PYTHON} {SCRIPTS}/{name}.py"
+
+
+def script(name):
+    """The same as a rule's parameter. Snakemake forgets what is a function of the input: with
+    another Python, or the repository elsewhere, nothing is computed again."""
+    text = command(name)
+    return lambda wildcards, input: text
 
 
 def of_model(wildcards):

@@ -42,8 +42,8 @@ rule run_reference:
     params:
         script=script("run_reference"),
         staged=lambda wildcards, input: str(Path(input.stage).parent),
-        gpu_slot=(
-            f"{script('gpu_slot')} {reference_gpus()} --" if reference_gpus() else ""
+        gpu_slot=lambda wildcards, input: (
+            f"{command('gpu_slot')} {reference_gpus()} --" if reference_gpus() else ""
         ),
     shell:
         "{params.gpu_slot} {params.script}"

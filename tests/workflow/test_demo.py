@@ -93,6 +93,18 @@ def test_a_second_run_has_nothing_to_do(demo, demo_config):
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
+@pytest.mark.parametrize("python", ["python", "python3"])
+def test_another_python_computes_nothing(demo, demo_config, python, tmp_path):
+    """The commands in the rules begin with the path of the Python that runs Snakemake."""
+    workdir, _ = demo
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(json.dumps(demo_config))
+    command = [Path(sys.executable).with_name(python), "-m", "snakemake", "-n", "--cores", "1"]
+    command += ["-s", REPOSITORY / "Snakefile", "-d", workdir, "--configfile", overlay]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert "Nothing to be done" in done.stdout + done.stderr
+
+
 def test_a_changed_prompt_encodes_only_that_models_queries(demo, demo_config):
     workdir, _ = demo
     config = changed(demo_config, query_prompt="Question: ")
