@@ -9,7 +9,7 @@ BIN := .venv/bin
 SNAKEMAKE = $(BIN)/snakemake --profile profiles/local $(if $(EXPERIMENT),--configfile $(EXPERIMENT)) $(ARGS)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run plan reproduce reference test test-all test-compat test-cluster lint bench clean-temp
+.PHONY: run plan reproduce reference test test-all test-compat test-cluster lint bench chaos audit verify clean-temp
 .DELETE_ON_ERROR:
 
 run: .venv/run.ok
@@ -65,6 +65,21 @@ lint: .venv/test.ok
 bench: .venv/test.ok
 	$(BIN)/python tests/benchmarks/encode.py --small
 	$(BIN)/python tests/benchmarks/search.py
+
+# Random faults over a small run; prints survived, lost and hung.
+CHAOS_FAULTS ?= 100
+CHAOS_SEED ?= 1
+chaos: .venv/test.ok
+	$(BIN)/python tests/faults/chaos.py --faults $(CHAOS_FAULTS) --seed $(CHAOS_SEED)
+
+# Known vulnerabilities of the pinned packages; each needs an answer in tests/audit_answers.toml.
+audit: .venv/run.ok
+	$(INSTALL) --group audit
+	$(BIN)/python tests/audit.py
+
+# Every file of the store and of the results against what was recorded when it was written.
+verify: .venv/run.ok
+	$(BIN)/python scripts/verify_files.py $(wildcard store results)
 
 # Unfinished files of runs that were killed; never while a run is under way.
 clean-temp:

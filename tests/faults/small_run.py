@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import yaml
@@ -186,43 +185,27 @@ def cut_short(path: Path, rng: random.Random) -> None:
     os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
 
 
-def job_processes(workflow: int) -> list[int]:
-    """Ids of the Python processes of jobs below a workflow."""
-    parents = {}
+def job_processes(workflow: int, script: str = "") -> list[int]:
+    """Ids of the Python processes of a workflow's jobs; of one script only, if given."""
+    scripts = str(REPOSITORY / "scripts").encode()
+    parents, jobs = {}, []
     for stat in Path("/proc").glob("[0-9]*/stat"):
+        number = int(stat.parent.name)
         try:
-            words = stat.read_text().rpartition(")")[2].split()
-            line = (stat.parent / "cmdline").read_bytes()
+            parents[number] = int(stat.read_text().rpartition(")")[2].split()[1])
+            words = (stat.parent / "cmdline").read_bytes().split(b"\0")
         except OSError:  # it ended meanwhile
             continue
-        parents[int(stat.parent.name)] = int(words[1]), line
-
-    def below(number: int) -> bool:
-        while number in parents:
-            number = parents[number][0]
-            if number == workflow:
-                return True
-        return False
-
-    scripts = str(REPOSITORY / "scripts").encode()
-    return [
-        n
-        for n, (_, line) in parents.items()
-        if line.split(b"\0")[1:2] and line.split(b"\0")[1].startswith(scripts) and below(n)
-    ]
+        name = words[1] if len(words) > 1 else b""
+        wanted = f"/{script}.py" if script else ".py"
+        if name.startswith(scripts) and name.endswith(wanted.encode()):
+            jobs.append(number)
+    return [number for number in jobs if workflow in _ancestors(number, parents)]
 
 
-def kill_a_job(process: subprocess.Popen, script: str, timeout: float = 300) -> bool:
-    """Wait for a job of `script` and SIGKILL its process; False if the workflow ended first."""
-    deadline = time.monotonic() + timeout
-    while process.poll() is None and time.monotonic() < deadline:
-        for number in job_processes(process.pid):
-            try:
-                line = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
-                if line[1].endswith(script.encode()):
-                    os.kill(number, signal.SIGKILL)
-                    return True
-            except (OSError, IndexError):
-                continue
-        time.sleep(0.02)
-    return False
+def _ancestors(number: int, parents: dict[int, int]) -> list[int]:
+    found = []
+    while number in parents:
+        number = parents[number]
+        found.append(number)
+    return found
