@@ -1,6 +1,7 @@
 """The profiles as Snakemake reads them, held against the rules. No cluster and no plugin is needed:
 tests/cluster runs them."""
 
+import os
 import re
 
 import pytest
@@ -8,6 +9,15 @@ from helpers import REPOSITORY
 from snakemake.profiles import ProfileConfigFileParser
 
 CLUSTERS = ("slurm", "kubernetes")
+KERNELS = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """What a profile sets is taken back after each test."""
+    for name in KERNELS:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
 
 
 def gpu_rules():
@@ -84,6 +94,13 @@ def test_slurm_is_asked_by_what_answers(answers, command, tmp_path, monkeypatch)
 def test_slurm_is_asked_through_squeue_where_there_is_no_sacct(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     assert parsed("slurm", tmp_path)["slurm-status-command"] == "squeue"
+
+
+def test_kernels_are_compiled_on_the_nodes_own_disk(tmp_path):
+    profile = parsed("slurm", tmp_path, SCRATCH="/local")
+    assert "tmpdir='/local'" in profile["default-resources"]
+    for name in KERNELS:
+        assert os.environ[name].startswith("/local/embed-repro-")
 
 
 def test_what_a_pod_is_given_is_written_in_one_place(tmp_path):
