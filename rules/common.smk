@@ -281,6 +281,12 @@ def report_inputs():
     }
 
 
+def recorded():
+    """What staging, preparing and encoding said of themselves, which the report repeats."""
+    inputs = report_inputs()
+    return [*inputs["stages"], *inputs["embeddings"], *inputs["datasets"]]
+
+
 def report_files():
     names = ["report.html", "report.md", "report.tex", "metrics.tsv", "verdicts.tsv"]
     return [f"{RESULTS}/{name}" for name in [*names, "speed.tsv", "provenance.json"]]

@@ -9,6 +9,7 @@ rule report:
         [run_file(*row) for row in rows()],
         f"{RESULTS}/verdicts.tsv",
         f"{RESULTS}/comparisons.json",
+        ancient(lambda wildcards: recorded()),
         lambda wildcards: parity(),
         inputs=lambda wildcards: spec(f"inputs-{EXPERIMENT.name}", report_inputs()),
         facts=lambda wildcards: spec(

@@ -58,9 +58,10 @@ def merge_hits(
 ) -> Iterator[Ranking]:
     """Merge the hits of all shards; yield per query the best `k` in trec_eval's order.
 
-    With `spare_identical_ids` a document whose id is the query's doesn't count among the `k`, so that
-    a protocol which drops it finds `k` others; that takes hits at least `k` + 1 deep. Raises `UserError` when the shards don't tile the corpus, were
-    searched with different queries or not deep enough.
+    With `spare_identical_ids` a document whose id is the query's doesn't count among the `k`, so
+    that a protocol which drops it finds `k` others; that takes hits at least `k` + 1 deep. Raises
+    `UserError` when the shards don't tile the corpus, were searched with different queries or not
+    deep enough.
     """
     doc_ids, query_ids = read_ids(corpus), read_ids(queries).to_pylist()
     files = _open_shards(paths, len(doc_ids), len(query_ids), k + spare_identical_ids)
