@@ -170,6 +170,12 @@ def test_a_clock_that_jumps_computes_nothing_again(finished, tmp_path, shift):
             os.utime(path, (at, at))
     before = {p: p.stat().st_ino for p in (run.workdir / "store").rglob("*.npy")}
     status, output = run()
+    if status:  # Snakemake ends a job with an input from the future, ancient() or not
+        assert shift > 0, output
+        assert "older modification time" in output and "than input store/" in output
+        for path in (run.workdir / "store").rglob("*"):
+            os.utime(path)
+        status, output = run()
     assert status == 0, output
     assert {p: p.stat().st_ino for p in before} == before
     assert run.results() == finished.results()
