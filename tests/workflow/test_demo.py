@@ -94,11 +94,10 @@ def test_a_second_run_has_nothing_to_do(demo, demo_config):
 
 
 @pytest.mark.parametrize("python", ["python", "python3"])
-def test_another_python_computes_nothing(demo, demo_config, python, tmp_path):
+def test_another_python_computes_nothing(demo, python):
     """The commands in the rules begin with the path of the Python that runs Snakemake."""
     workdir, _ = demo
-    overlay = tmp_path / "overlay.yaml"
-    overlay.write_text(json.dumps(demo_config))
+    overlay = workdir / "overlay.yaml"
     command = [Path(sys.executable).with_name(python), "-m", "snakemake", "-n", "--cores", "1"]
     command += ["-s", REPOSITORY / "Snakefile", "-d", workdir, "--configfile", overlay]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
