@@ -61,15 +61,16 @@ def folder_digest(source):
 
 def read_experiment(config):
     """The experiment, or one line that says what is wrong with the config, and status 2."""
+    known = {
+        "schema": registry("schemas/config.schema.yaml"),
+        "models": registry("registry/models.yaml")["models"],
+        "datasets": read_registry(REPOSITORY / "rules" / "registry" / "datasets.yaml"),
+        "expand": expand,
+    }
     try:
-        return Experiment(
-            config=config,
-            schema=registry("schemas/config.schema.yaml"),
-            models=registry("registry/models.yaml")["models"],
-            datasets=read_registry(REPOSITORY / "rules" / "registry" / "datasets.yaml"),
-            expand=expand,
-            folder_digest=folder_digest,
-        )
+        # Once without digests: a mistake is told before any file is hashed and remembered.
+        Experiment(config=config, folder_digest=str, **known)
+        return Experiment(config=config, folder_digest=folder_digest, **known)
     except UserError as error:
         print(f"error: {printable(error, 2000)}", file=sys.stderr, flush=True)
         os._exit(2)  # Snakemake would add a traceback and turn the status into 1

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from embedrepro import watchdog
 
+pytestmark = pytest.mark.slow  # real pools, whose start and end take their time
+
 # A parent as FlagEmbedding's: it starts spawned daemons, waits on a queue and never looks at them.
 POOL = """
 import multiprocessing as mp, os, queue, signal, sys, time
