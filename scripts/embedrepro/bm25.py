@@ -22,6 +22,7 @@ from .encode.shard import read_texts
 from .errors import UserError
 from .files import read_json
 from .runs import Ranking, read_ids, trec_order
+from .schema import over_defaults
 
 DEFAULTS = {
     "method": "lucene",  # robertson, lucene, atire, bm25l, bm25+
@@ -81,15 +82,11 @@ def _pairs(match: re.Match) -> str:
 
 def read_spec(spec: dict[str, Any]) -> dict[str, Any]:
     """`spec` over DEFAULTS; raises `UserError` naming an unknown key or value."""
+    settings = over_defaults(spec, DEFAULTS, CHOICES, "bm25")
     for key, value in spec.items():
-        if key not in DEFAULTS:
-            raise UserError(f"bm25: unknown key {key!r}; known are {', '.join(DEFAULTS)}")
-        if key in CHOICES and value not in CHOICES[key]:
-            known = ", ".join(map(str, CHOICES[key]))
-            raise UserError(f"bm25: {key} is {value!r}; it may be {known}")
         if key not in CHOICES and not (isinstance(value, int | float) and value >= 0):
             raise UserError(f"bm25: {key} is {value!r}; give a number, 0 or more")
-    return DEFAULTS | spec
+    return settings
 
 
 def search_bm25(dataset: Path | str, split: str, spec: dict[str, Any], k: int) -> Iterator[Ranking]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from .errors import UserError
 from .runs import Ranking, iter_run, ranked
+from .schema import over_defaults
 
 DEFAULTS = {"method": "rrf", "k": 60, "normalize": "min-max", "weights": None}
 CHOICES = {"method": ("rrf", "sum"), "normalize": ("min-max", "none")}
@@ -19,12 +20,7 @@ CHOICES = {"method": ("rrf", "sum"), "normalize": ("min-max", "none")}
 
 def read_spec(spec: dict[str, Any], runs: int) -> dict[str, Any]:
     """`spec` over DEFAULTS, one weight for each run; raises `UserError` naming key and value."""
-    for key, value in spec.items():
-        if key not in DEFAULTS:
-            raise UserError(f"fusion: unknown key {key!r}; known are {', '.join(DEFAULTS)}")
-        if key in CHOICES and value not in CHOICES[key]:
-            raise UserError(f"fusion: {key} is {value!r}; it may be {', '.join(CHOICES[key])}")
-    settings = DEFAULTS | spec
+    settings = over_defaults(spec, DEFAULTS, CHOICES, "fusion")
     settings["weights"] = settings["weights"] or [1.0] * runs
     if len(settings["weights"]) != runs:
         raise UserError(

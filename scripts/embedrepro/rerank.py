@@ -21,6 +21,7 @@ from . import shards
 from .errors import UserError
 from .files import digest, read_json, sealed, whole
 from .runs import Ranking, iter_run, ranked
+from .schema import over_defaults
 
 FLAG_CLASSES = (
     "encoder-only-base",
@@ -49,12 +50,7 @@ Score = Callable[[list[tuple[str, str]]], Sequence[float]]  # (query, passage) p
 
 def read_spec(spec: dict[str, Any]) -> dict[str, Any]:
     """`spec` over DEFAULTS; raises `UserError` naming an unknown key or value."""
-    for key, value in spec.items():
-        if key not in DEFAULTS:
-            raise UserError(f"rerank: unknown key {key!r}; known are {', '.join(DEFAULTS)}")
-        if key in CHOICES and value not in CHOICES[key]:
-            raise UserError(f"rerank: {key} is {value!r}; it may be {', '.join(CHOICES[key])}")
-    settings = DEFAULTS | spec
+    settings = over_defaults(spec, DEFAULTS, CHOICES, "rerank")
     if settings["engine"] == "encoder-only-base" and settings["dtype"] == "bfloat16":
         raise UserError("rerank: FlagEmbedding's encoder-only-base knows no bfloat16; use float16")
     return settings

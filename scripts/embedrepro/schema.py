@@ -13,6 +13,19 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
+def over_defaults(
+    spec: dict[str, Any], defaults: dict[str, Any], choices: dict[str, Any], where: str
+) -> dict[str, Any]:
+    """`spec` over `defaults`; `UserError` for an unknown key or a value not in `choices`."""
+    for key, value in spec.items():
+        if key not in defaults:
+            raise UserError(f"{where}: unknown key {key!r}; known are {', '.join(defaults)}")
+        if key in choices and value not in choices[key]:
+            known = ", ".join(map(str, choices[key]))
+            raise UserError(f"{where}: {key} is {value!r}; it may be {known}")
+    return defaults | spec
+
+
 def validate(data: Any, schema: dict[str, Any], where: str) -> None:
     """Check `data` and fill in the schema's defaults in place; raise a one-line `UserError`.
 
