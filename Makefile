@@ -7,7 +7,8 @@ EXPERIMENT ?=
 ARGS ?=
 BIN := .venv/bin
 SNAKEMAKE = $(BIN)/snakemake --profile profiles/local $(if $(EXPERIMENT),--configfile $(EXPERIMENT)) $(ARGS)
-# Bytecode is made of what is used, on first import: a third of the time.
+# Bytecode is made of what is used, on first import: a third of the time. So it must be kept.
+export PYTHONDONTWRITEBYTECODE =
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: run plan reproduce reference test test-all test-compat test-cluster lint bench chaos audit verify clean-temp
