@@ -16,6 +16,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from .batches import SHORT
+
+try:
+    from .short_attention import attend_short
+except ImportError:  # no Triton where there is no GPU
+    attend_short = None
+
 # torch < 2.12 takes grouped heads without being told.
 NAMES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
@@ -54,6 +61,10 @@ def varlen_attention(
     query (tokens, heads, size), key and value (tokens, key heads, size), float16 or bfloat16.
     `left`, `right`: how far a token sees, -1 without bound; right = 0 is causal.
     """
+    # By the class of length that a batch is of, so a sequence always meets the same kernel.
+    if attend_short and query.is_cuda and layout.longest <= SHORT:
+        window = (left, right)
+        return attend_short(query, key, value, layout.offsets, layout.longest, window, scale)
     where = (layout.offsets, layout.offsets, layout.longest, layout.longest)
     grouped = {"enable_gqa": query.shape[1] != key.shape[1]} if NAMES_GROUPS else {}
     return varlen_attn(query, key, value, *where, scale=scale, window_size=(left, right), **grouped)

@@ -8,12 +8,14 @@ import queue
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
 STEP = 32  # padded widths are multiples of this
-CLASSES = 128  # varlen batches hold lengths of one class: up to 128, 256, 512, …
+CLASSES = 128 << np.arange(20)  # varlen batches hold lengths up to one of these, above the last
+SHORT = 512  # … and never longer ones beside those up to this, which have their own attention
 
 
 class Part(NamedTuple):
@@ -25,12 +27,38 @@ class Part(NamedTuple):
     truncated: int
 
 
-class Sequence(NamedTuple):
-    """One text's tokens: `ids` (length,) int32."""
+class Sequences(NamedTuple):
+    """Tokenised texts, laid end to end.
 
-    row: int
+    `rows` (n,) int64: which texts. `ids` (sum of lengths,) int32. `lengths` (n,) int64.
+    `truncated` (n,) bool: whether text was cut off.
+    """
+
+    rows: np.ndarray
     ids: np.ndarray
-    truncated: bool
+    lengths: np.ndarray
+    truncated: np.ndarray
+
+    def where(self, chosen: np.ndarray) -> "Sequences":
+        """Those with True in `chosen` (n,)."""
+        if chosen.all():
+            return self
+        ids = self.ids[np.repeat(chosen, self.lengths)]
+        return Sequences(self.rows[chosen], ids, self.lengths[chosen], self.truncated[chosen])
+
+    def cut(self, ends: list[int]) -> "list[Sequences]":
+        """Runs of sequences, views: up to the first of `ends`, from there to the next, …"""
+        cuts = [0, *ends]
+        places = np.concatenate([[0], np.cumsum(self.lengths)])[cuts]
+        return [
+            Sequences(self.rows[a:b], self.ids[i:j], self.lengths[a:b], self.truncated[a:b])
+            for (a, b), (i, j) in zip(pairwise(cuts), pairwise(places), strict=True)
+        ]
+
+
+def join(parts: list[Sequences]) -> Sequences:
+    """One after the other."""
+    return Sequences(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 class Batch(NamedTuple):
@@ -39,116 +67,113 @@ class Batch(NamedTuple):
     `shape`: (rows, width) where rows are padded, (tokens,) where sequences lie end to end.
     """
 
-    sequences: list[Sequence]
+    sequences: Sequences
     width: int
     shape: tuple[int, ...]
 
 
-class PaddedPacker:
-    """Rows of a few widths; each width has its own constant number of rows, `budget // width`.
+class Packer:
+    """Sequences of similar length together, as many as a batch holds.
 
-    `longest`: no sequence is longer, and no row is wider.
+    `longest`: no sequence is longer. `budget`: tokens a batch; may be lowered at any time.
     """
 
     def __init__(self, budget: int, longest: int) -> None:
         self.budget = budget
         self.longest = longest
-        self._open: dict[int, list[Sequence]] = {}
+        self._open: dict[int, list[Sequences]] = {}
+        self._held: dict[int, int] = {}
 
-    def add(self, sequence: Sequence) -> Iterator[Batch]:
-        width = min(-(-len(sequence.ids) // STEP) * STEP, self.longest)
-        held = self._open.setdefault(width, [])
-        held.append(sequence)
-        if len(held) >= self.shape(width)[0]:
-            yield from self._close(width)
+    def add(self, sequences: Sequences) -> Iterator[Batch]:
+        """The batches that are full now."""
+        widths = self._widths(sequences.lengths)
+        for width in np.unique(widths).tolist():
+            some = sequences.where(widths == width)
+            self._open.setdefault(width, []).append(some)
+            held = self._held.get(width, 0) + int(self._costs(some).sum())
+            if held >= self._capacity(width):
+                *full, rest = self._runs(width, join(self._open.pop(width)))
+                yield from full
+                self._open[width] = [rest.sequences]
+                held = int(self._costs(rest.sequences).sum())
+            self._held[width] = held
 
     def flush(self) -> Iterator[Batch]:
-        for width in sorted(self._open):
-            yield from self._close(width)
+        """What is left."""
+        for widths in self._together(sorted(self._open)):
+            left = [part for width in widths for part in self._open.pop(width)]
+            yield from self._runs(widths[-1], join(left))
+        self._held.clear()
+
+    def split(self, batch: Batch) -> list[Batch]:
+        """The batch again within the present budget."""
+        return self._runs(batch.width, batch.sequences)
+
+    def _runs(self, width: int, sequences: Sequences) -> list[Batch]:
+        """All of `sequences`, each batch but the last as full as its next sequence allows."""
+        reached, capacity = np.cumsum(self._costs(sequences)), self._capacity(width)
+        ends: list[int] = []
+        while not ends or ends[-1] < len(reached):
+            before = reached[ends[-1] - 1] if ends else 0
+            ends.append(int(np.searchsorted(reached, before + capacity, "right")))
+        return [Batch(some, width, self.shape(width)) for some in sequences.cut(ends)]
+
+
+class PaddedPacker(Packer):
+    """Rows of a few widths; each width has its own constant number of rows, `budget // width`.
+
+    No row is wider than `longest`.
+    """
 
     def shape(self, width: int) -> tuple[int, int]:
         """Rows and width of every batch of this width."""
-        return max(1, self.budget // width), width
+        return self._capacity(width), width
 
-    def split(self, batch: Batch) -> Iterator[Batch]:
-        """The batch again within the present budget."""
-        rows, width = self.shape(batch.width)
-        for start in range(0, len(batch.sequences), rows):
-            yield Batch(batch.sequences[start : start + rows], width, (rows, width))
+    def _widths(self, lengths: np.ndarray) -> np.ndarray:
+        return np.minimum(-(-lengths // STEP) * STEP, self.longest)
 
-    def _close(self, width: int) -> Iterator[Batch]:
-        # In more than one batch if the budget was halved since they were gathered.
-        yield from self.split(Batch(self._open.pop(width), width, ()))
+    def _costs(self, sequences: Sequences) -> np.ndarray:
+        return np.ones_like(sequences.lengths)
+
+    def _capacity(self, width: int) -> int:
+        return max(1, self.budget // width)
+
+    def _together(self, widths: list[int]) -> list[list[int]]:
+        return [[width] for width in widths]
 
 
-class VarlenPacker:
-    """Sequences end to end up to `budget` tokens, those of similar length together.
-
-    `longest`: no sequence is longer; `budget` must hold it.
-    """
-
-    def __init__(self, budget: int, longest: int) -> None:
-        self.budget = budget
-        self.longest = longest
-        self._open: dict[int, list[Sequence]] = {}
-        self._held: dict[int, int] = {}
-
-    def add(self, sequence: Sequence) -> Iterator[Batch]:
-        yield from self._put(self._width(sequence), sequence)
-
-    def flush(self) -> Iterator[Batch]:
-        """What is left, classes together so that few batches are part empty."""
-        left = [self._open.pop(width) for width in sorted(self._open)]
-        self._held.clear()
-        yield from self._pack([sequence for held in left for sequence in held])
+class VarlenPacker(Packer):
+    """Sequences end to end up to `budget` tokens, which must hold the longest."""
 
     def shape(self, width: int) -> tuple[int]:
         """The tokens of every batch."""
         return (self.budget,)
 
-    def split(self, batch: Batch) -> Iterator[Batch]:
-        """The batch again within the present budget."""
-        yield from VarlenPacker(self.budget, self.longest)._pack(batch.sequences)
+    def _widths(self, lengths: np.ndarray) -> np.ndarray:
+        return np.minimum(CLASSES[np.searchsorted(CLASSES, lengths)], self.longest)
 
-    def _pack(self, sequences: list[Sequence]) -> Iterator[Batch]:
-        if not sequences:
-            return
-        width = max(self._width(sequence) for sequence in sequences)
-        for sequence in sequences:
-            yield from self._put(width, sequence)
-        yield from self._close(width)
+    def _costs(self, sequences: Sequences) -> np.ndarray:
+        return sequences.lengths
 
-    def _width(self, sequence: Sequence) -> int:
-        width = CLASSES
-        while width < len(sequence.ids):
-            width *= 2
-        return min(width, self.longest)
+    def _capacity(self, width: int) -> int:
+        return self.budget
 
-    def _put(self, width: int, sequence: Sequence) -> Iterator[Batch]:
-        if self._held.get(width, 0) + len(sequence.ids) > self.budget:
-            yield from self._close(width)
-        self._open.setdefault(width, []).append(sequence)
-        self._held[width] = self._held.get(width, 0) + len(sequence.ids)
-
-    def _close(self, width: int) -> Iterator[Batch]:
-        batch = Batch(self._open.pop(width), width, self.shape(width))
-        held, self._held[width] = self._held[width], 0
-        if held > batch.shape[0]:  # the budget was halved since they were gathered
-            yield from self.split(batch)
-        else:
-            yield batch
+    def _together(self, widths: list[int]) -> list[list[int]]:
+        # Few batches part empty, yet each sequence with the attention kernel that it always has.
+        short = [width for width in widths if width <= SHORT]
+        return [group for group in (short, widths[len(short) :]) if group]
 
 
 def padded_arrays(batch: Batch, pad: int) -> tuple[np.ndarray, np.ndarray]:
     """(rows, width) int32 ids and (rows,) int64 lengths; missing rows repeat the first."""
     rows, width = batch.shape
-    ids = np.full((rows, width), pad, np.int32)
-    lengths = np.empty(rows, np.int64)
-    for row in range(rows):
-        sequence = batch.sequences[row if row < len(batch.sequences) else 0].ids
-        ids[row, : len(sequence)] = sequence
-        lengths[row] = len(sequence)
-    return ids, lengths
+    ids, lengths = batch.sequences.ids, batch.sequences.lengths
+    missing = rows - len(lengths)
+    ids = np.concatenate([ids, np.tile(ids[: lengths[0]], missing)])
+    lengths = np.concatenate([lengths, np.repeat(lengths[:1], missing)])
+    laid = np.full((rows, width), pad, np.int32)
+    laid[np.arange(width) < lengths[:, None]] = ids
+    return laid, lengths
 
 
 def varlen_arrays(batch: Batch, pad: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -158,13 +183,13 @@ def varlen_arrays(batch: Batch, pad: int) -> tuple[np.ndarray, np.ndarray, np.nd
     of `pad` that nobody reads.
     """
     (tokens,) = batch.shape
-    lengths = [len(sequence.ids) for sequence in batch.sequences]
-    left = tokens - sum(lengths)
-    ids = np.concatenate([s.ids for s in batch.sequences] + [np.full(left, pad, np.int32)])
-    full, rest = divmod(left, batch.width)
-    lengths += [batch.width] * full + [rest] * (rest > 0)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    positions = np.arange(tokens, dtype=np.int32) - np.repeat(offsets[:-1], lengths)
+    used = len(batch.sequences.ids)
+    ids = np.full(tokens, pad, np.int32)
+    ids[:used] = batch.sequences.ids
+    fillers = np.arange(used, tokens, batch.width)
+    ends = np.cumsum(batch.sequences.lengths)
+    offsets = np.concatenate([[0], ends[:-1], fillers, [tokens]]).astype(np.int32)
+    positions = np.arange(tokens, dtype=np.int32) - np.repeat(offsets[:-1], np.diff(offsets))
     return ids, positions, offsets
 
 

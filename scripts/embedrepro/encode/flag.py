@@ -11,9 +11,9 @@ from tqdm import tqdm, trange
 
 from ..errors import UserError
 from . import attention
-from .batches import STEP, Part
+from .batches import STEP, Part, Sequences
 from .facts import Facts
-from .tokens import Tokeniser, Tokens
+from .tokens import Tokeniser
 
 CPU_BUDGET, CUDA_BUDGET = 1024, 32_768  # padded tokens a batch
 WINDOW = 8  # chunks of texts that are sorted together
@@ -82,16 +82,16 @@ class FlagEngine:
         chunks = tokeniser.chunks(keeping())
         first = 0
         while window := list(islice(chunks, WINDOW)):
-            rows = window[-1].first + len(window[-1].lengths) - first
+            rows = int(window[-1].rows[-1]) + 1 - first
             some, kept[:rows] = kept[:rows], []
             yield from self._window(first, some, window, tokeniser)
             first += rows
 
     def _window(
-        self, first: int, texts: list[str], window: list[Tokens], tokeniser: Tokeniser
+        self, first: int, texts: list[str], window: list[Sequences], tokeniser: Tokeniser
     ) -> Iterator[Part]:
-        lengths = np.concatenate([tokens.lengths for tokens in window])
-        truncated = np.concatenate([tokens.truncated for tokens in window])
+        lengths = np.concatenate([chunk.lengths for chunk in window])
+        truncated = np.concatenate([chunk.truncated for chunk in window])
         widths = np.minimum(-(-lengths // STEP) * STEP, tokeniser.limit)
         groups: dict[int, list[int]] = defaultdict(list)
         for row, width in enumerate(widths):

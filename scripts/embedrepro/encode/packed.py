@@ -21,9 +21,10 @@ from ..errors import UserError
 from . import attention
 from .batches import (
     Batch,
+    Packer,
     PaddedPacker,
     Part,
-    Sequence,
+    Sequences,
     VarlenPacker,
     ahead,
     padded_arrays,
@@ -32,7 +33,7 @@ from .batches import (
 from .facts import Facts
 from .families import PACKED_MODEL_TYPES
 from .fp8 import replace_linear
-from .tokens import Tokeniser, Tokens
+from .tokens import Tokeniser
 
 CPU_BUDGET = 1024  # tokens a batch: more is no faster there, and part-filled batches cost more
 IN_FLIGHT = 2  # batches queued on the device before the host waits for the oldest
@@ -169,7 +170,7 @@ class PackedEngine:
         return [t.pin_memory() for t in tensors] if self.device.type == "cuda" else tensors
 
     def _launch(
-        self, batch: Batch, arrays: list[torch.Tensor], packer: PaddedPacker | VarlenPacker
+        self, batch: Batch, arrays: list[torch.Tensor], packer: Packer
     ) -> Iterator[tuple[Batch, torch.Tensor, Any]]:
         """Start the batch, in parts where it is larger than the budget or memory runs out."""
         if batch.shape == packer.shape(batch.width):
@@ -184,7 +185,7 @@ class PackedEngine:
         for part in packer.split(batch):
             yield from self._launch(part, self._lay(part), packer)
 
-    def _halve(self, batch: Batch, packer: PaddedPacker | VarlenPacker) -> None:
+    def _halve(self, batch: Batch, packer: Packer) -> None:
         """Halve the budget; raises the error at hand when one sequence alone doesn't fit."""
         if packer.budget // 2 < (packer.longest if self.varlen else batch.width):
             raise
@@ -209,7 +210,7 @@ class PackedEngine:
         attention.layout.longest = batch.width
         if self.family.padding_offset:
             positions = positions + (self.model.config.pad_token_id + 1)
-        n = len(batch.sequences)
+        n = len(batch.sequences.rows)
         first, last = offsets[:n], offsets[1 : n + 1] - 1
         attention.layout.pooled = pooled = first if self.facts.pooling == "cls" else last
         hidden = self.model(
@@ -219,7 +220,7 @@ class PackedEngine:
             return hidden
         if self.facts.pooling != "mean":
             return hidden[pooled]
-        used = sum(len(sequence.ids) for sequence in batch.sequences)
+        used = len(batch.sequences.ids)
         # Unlike an atomic sum, this one adds in the order of the tokens.
         return torch.segment_reduce(
             hidden[:used].float(), "mean", offsets=offsets[: n + 1].long(), unsafe=True
@@ -238,7 +239,7 @@ class PackedEngine:
         else:
             # As FlagEmbedding and sentence-transformers: the masked sum over the number of tokens.
             pooled = (hidden * mask[..., None].float()).sum(1) / lengths[:, None]
-        return pooled[: len(batch.sequences)]
+        return pooled[: len(batch.sequences.rows)]
 
     def _no_cache(self) -> dict[str, bool]:
         return {"use_cache": False} if self.family.decoder else {}
@@ -256,7 +257,7 @@ class PackedEngine:
     def _finish(self, batch: Batch, vectors: torch.Tensor, done: Any) -> Part:
         if done is not None:
             done.synchronize()
-        rows = np.array([sequence.row for sequence in batch.sequences], np.int64)
+        rows = batch.sequences.rows
         found = vectors.numpy()
         bad = ~np.isfinite(found).all(1)
         if bad.any():
@@ -264,14 +265,12 @@ class PackedEngine:
                 f"{self.facts.model_id}: text {rows[bad][0]} has NaN or Inf in its vector "
                 f"(computed in {self.compute_dtype}); try dtype: float32"
             )
-        tokens = sum(len(sequence.ids) for sequence in batch.sequences)
-        return Part(rows, found, tokens, sum(sequence.truncated for sequence in batch.sequences))
+        return Part(rows, found, len(batch.sequences.ids), int(batch.sequences.truncated.sum()))
 
 
-def _pack(chunks: Iterable[Tokens], packer: PaddedPacker | VarlenPacker) -> Iterator[Batch]:
+def _pack(chunks: Iterable[Sequences], packer: Packer) -> Iterator[Batch]:
     for chunk in chunks:
-        for i, ids in enumerate(chunk.sequences()):
-            yield from packer.add(Sequence(chunk.first + i, ids, bool(chunk.truncated[i])))
+        yield from packer.add(chunk)
     yield from packer.flush()
 
 

@@ -1,36 +1,22 @@
 """Text to token ids, as FlagEmbedding and sentence-transformers make them, in bounded chunks."""
 
+import os
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from ..errors import UserError, printable
-from .batches import ahead
+from . import tokenizer_pool
+from .batches import Sequences, ahead
 from .facts import Facts
 
-CHUNK = 4096  # texts handed to the tokenizer at once
+CHUNK = 1024  # texts handed to a tokenizer at once
 CHUNK_CHARACTERS = 4_000_000  # … unless they are very long
-
-
-@dataclass
-class Tokens:
-    """A run of tokenised texts, laid end to end.
-
-    `first`: row of the first text. `ids`: (sum of lengths,) int32. `lengths`: (n,) int64.
-    `truncated`: (n,) bool, whether text was cut off.
-    """
-
-    first: int
-    ids: np.ndarray
-    lengths: np.ndarray
-    truncated: np.ndarray
-
-    def sequences(self) -> list[np.ndarray]:
-        """The ids of each text, views on `ids`."""
-        return np.split(self.ids, np.cumsum(self.lengths)[:-1])
+LOOK = 8  # chunks after which is asked whether tokenising is what the others wait for
+MOST_PROCESSES = 16
 
 
 class Tokeniser:
@@ -60,61 +46,81 @@ class Tokeniser:
             )
         self.fast = getattr(tokenizer, "is_fast", False)
         if self.fast:
-            tokenizer.backend_tokenizer.no_padding()
-            tokenizer.backend_tokenizer.enable_truncation(
-                self.limit, strategy="longest_first", direction=tokenizer.truncation_side
-            )
+            self._truncate()
 
-    def chunks(self, texts: Iterable[str]) -> Iterator[Tokens]:
+    def _truncate(self) -> None:
+        rust = self.tokenizer.backend_tokenizer
+        rust.no_padding()
+        rust.enable_truncation(
+            self.limit, strategy="longest_first", direction=self.tokenizer.truncation_side
+        )
+
+    def chunks(self, texts: Iterable[str]) -> Iterator[Sequences]:
         """Tokenise `texts` as they are asked for. Raises `UserError` for a text without tokens.
 
-        Reading and the Rust tokenizer each run in a thread, one chunk ahead of what is made here.
+        Reading and tokenising each run in a thread, one chunk ahead of what is asked for.
         """
         first = 0
-        for count, found in ahead(self._found(ahead(_bounded(texts), 1)), 1):
-            lists, truncated = self._read_out(found) if self.fast else found
-            lengths = np.array([len(ids) for ids in lists], np.int64)
-            ids = np.fromiter(chain.from_iterable(lists), np.int32, int(lengths.sum()))
+        for ids, lengths, truncated in ahead(self._found(ahead(_bounded(texts), 1)), 1):
             self._check(first, ids, lengths)
-            yield Tokens(first, ids, lengths, np.array(truncated, bool))
-            first += count
+            yield Sequences(np.arange(first, first + len(lengths)), ids, lengths, truncated)
+            first += len(lengths)
 
-    def _found(self, chunks: Iterable[list[str]]) -> Iterator[tuple[int, Any]]:
-        """What the tokenizer makes of each chunk, still in its own form if it is the Rust one."""
-        start = True
-        for chunk in chunks:
-            chunk = [self.prompt + text for text in chunk]
-            if start and self.fast:
-                probe = chunk[:16] + [max(chunk, key=len)]
-                self.fast = self._read_out(self._rust(probe))[0] == self._python(probe)[0]
-            start = False
-            yield len(chunk), self._rust(chunk) if self.fast else self._python(chunk)
+    def _found(self, chunks: Iterator[list[str]]) -> Iterator[tokenizer_pool.Arrays]:
+        """The arrays of each chunk.
 
-    def _rust(self, texts: list[str]) -> list[Any]:
-        return self.tokenizer.backend_tokenizer.encode_batch_fast(texts)
+        Made here at first: a small shard is done before other processes are up, and beside a large
+        model they would have nothing to do. Where this thread is busy for most of a look, and cores
+        are free, processes take over as soon as they are ready.
+        """
+        pool, busy, since = None, 0.0, time.perf_counter()
+        try:
+            for number, chunk in enumerate(chunks):
+                if number == 0 and self.fast:
+                    self.fast = self._agrees([*chunk[:16], max(chunk, key=len)])
+                if pool and pool.ready():
+                    yield from pool.tokenise(chain([chunk], chunks))
+                    return
+                began = time.perf_counter()
+                found = (self._rust if self.fast else self._python)(chunk)
+                busy += time.perf_counter() - began
+                yield found
+                if number % LOOK == LOOK - 1:
+                    now = time.perf_counter()
+                    # The first look sees the queues fill, not how fast they are emptied.
+                    if number > LOOK and busy > (now - since) / 2 and not pool:
+                        pool = self._pool()
+                    busy, since = 0.0, now
+        finally:
+            if pool:
+                pool.close()
 
-    def _read_out(self, found: list[Any]) -> tuple[list[list[int]], list[bool]]:
-        lists = [encoding.ids for encoding in found]
-        # Asking for the overflow builds it: only where there can be one.
-        cut = [
-            len(ids) == self.limit and bool(encoding.overflowing)
-            for ids, encoding in zip(lists, found, strict=True)
-        ]
-        return lists, cut
+    def _pool(self) -> tokenizer_pool.Pool | None:
+        count = min(free_cores() - 2, MOST_PROCESSES)
+        if count < 2 or not self.fast:
+            return None
+        rust = self.tokenizer.backend_tokenizer
+        return tokenizer_pool.Pool(rust, self.prompt, self.limit, count)
 
-    def _python(self, texts: list[str]) -> tuple[list[list[int]], list[bool]]:
+    def _agrees(self, texts: list[str]) -> bool:
+        """Whether the Rust tokenizer alone gives the ids that the tokenizer's own method gives."""
+        return np.array_equal(self._rust(texts)[0], self._python(texts)[0])
+
+    def _rust(self, texts: list[str]) -> tokenizer_pool.Arrays:
+        rust = self.tokenizer.backend_tokenizer
+        return tokenizer_pool.tokenise(rust, self.prompt, self.limit, texts)
+
+    def _python(self, texts: list[str]) -> tokenizer_pool.Arrays:
+        texts = [self.prompt + text for text in texts]
         lists = self.tokenizer(texts, truncation=True, max_length=self.limit)["input_ids"]
-        cut = [
-            len(ids) == self.limit and len(self.tokenizer(text)["input_ids"]) > self.limit
-            for ids, text in zip(lists, texts, strict=True)
-        ]
-        # That method leaves its own settings behind.
-        if self.fast:
-            self.tokenizer.backend_tokenizer.no_padding()
-            self.tokenizer.backend_tokenizer.enable_truncation(
-                self.limit, strategy="longest_first", direction=self.tokenizer.truncation_side
-            )
-        return lists, cut
+        lengths = np.array([len(ids) for ids in lists], np.int64)
+        ids = np.fromiter(chain.from_iterable(lists), np.int32, int(lengths.sum()))
+        truncated = lengths == self.limit
+        for i in np.flatnonzero(truncated):
+            truncated[i] = len(self.tokenizer(texts[i])["input_ids"]) > self.limit
+        if self.fast:  # that method leaves its own settings behind
+            self._truncate()
+        return ids, lengths, truncated
 
     def _check(self, first: int, ids: np.ndarray, lengths: np.ndarray) -> None:
         name = printable(self.facts.model_id)
@@ -130,6 +136,11 @@ class Tokeniser:
                 f"{name}: text {row} doesn't end with the end token {self.facts.end_token!r}; "
                 "the staged tokenizer is not the one that was checked: stage the model again"
             )
+
+
+def free_cores() -> int:
+    """Cores that this process may use; 1 where the system doesn't say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 def _bounded(texts: Iterable[str]) -> Iterator[list[str]]:

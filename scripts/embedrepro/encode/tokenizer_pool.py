@@ -1,0 +1,117 @@
+"""Rust tokenizers in processes of their own: reading ids out of one is Python work, one at a time.
+
+Run as a program this file is such a process. It reads pickles from standard input, first
+`(tokenizer as JSON, prompt, limit)`, then lists of texts, and answers each list on standard output
+with `tokenise`'s arrays. It ends with its input, so also when the process that started it dies. It
+imports no torch: it is ready in a fraction of a second.
+"""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from itertools import chain
+
+import numpy as np
+from tokenizers import Tokenizer
+
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def tokenise(tokenizer: Tokenizer, prompt: str, limit: int, texts: list[str]) -> Arrays:
+    """Of each prompt + text: ids end to end (int32), lengths (int64), whether cut off (bool).
+
+    `tokenizer` truncates to `limit` tokens.
+    """
+    found = tokenizer.encode_batch_fast([prompt + text for text in texts])
+    lists = [encoding.ids for encoding in found]
+    lengths = np.fromiter(map(len, lists), np.int64, len(lists))
+    ids = np.fromiter(chain.from_iterable(lists), np.int32, int(lengths.sum()))
+    truncated = lengths == limit
+    for i in np.flatnonzero(truncated):  # asking for the overflow builds it: only where needed
+        truncated[i] = bool(found[i].overflowing)
+    return ids, lengths, truncated
+
+
+class Pool:
+    """`count` such processes, each with a thread that talks to it. `close` ends them."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: str, limit: int, count: int) -> None:
+        self.count = count
+        self.setup = pickle.dumps((tokenizer.to_str(), prompt, limit))
+        self.mine = threading.local()
+        self.processes: list[subprocess.Popen] = []
+        self.threads = ThreadPoolExecutor(count, initializer=self._start)
+        self.started = [self.threads.submit(self._ask, []) for _ in range(count)]
+
+    def ready(self) -> bool:
+        """Whether all have loaded their tokenizer; raises RuntimeError if one could not."""
+        return all(start.done() and start.result() for start in self.started)
+
+    def tokenise(self, chunks: Iterable[list[str]]) -> Iterator[Arrays]:
+        """The arrays of each chunk, in order; at most two chunks a process are under way."""
+        asked: deque[Future] = deque()
+        for chunk in chunks:
+            asked.append(self.threads.submit(self._ask, chunk))
+            if len(asked) > 2 * self.count:
+                yield asked.popleft().result()
+        while asked:
+            yield asked.popleft().result()
+
+    def close(self) -> None:
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        for process in self.processes:
+            process.kill()
+        self.threads.shutdown()  # whoever still waited for an answer has none now
+        for process in self.processes:
+            process.kill()  # one that was only starting
+            process.wait()
+            process.stdout.close()
+            with suppress(OSError):
+                process.stdin.close()
+
+    def _start(self) -> None:
+        one = {name: "1" for name in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS")}
+        # -P: this folder's modules are not to hide others of the same name.
+        self.mine.process = subprocess.Popen(
+            [sys.executable, "-P", __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | one,
+        )
+        self.processes.append(self.mine.process)
+        self.mine.process.stdin.write(self.setup)
+
+    def _ask(self, texts: list[str]) -> Arrays:
+        process = self.mine.process
+        try:
+            pickle.dump(texts, process.stdin, pickle.HIGHEST_PROTOCOL)
+            process.stdin.flush()
+            return pickle.load(process.stdout)
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            process.kill()
+            raise RuntimeError(f"a tokenizer process ended, status {process.wait()}") from error
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
+    source, sink = sys.stdin.buffer, sys.stdout.buffer
+    try:
+        text, prompt, limit = pickle.load(source)
+        tokenizer = Tokenizer.from_str(text)
+        while True:
+            found = tokenise(tokenizer, prompt, limit, pickle.load(source))
+            pickle.dump(found, sink, pickle.HIGHEST_PROTOCOL)
+            sink.flush()
+    except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+        os._exit(0)  # nobody asks any more
+
+
+if __name__ == "__main__":
+    main()
