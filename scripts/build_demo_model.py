@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from embedrepro.demo_model import build
 from embedrepro.errors import run_cli
+from embedrepro.models.demo_model import build
 
 
 def main() -> None:

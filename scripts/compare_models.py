@@ -2,8 +2,8 @@
 
 import argparse
 
-from embedrepro import significance
 from embedrepro.errors import run_cli
+from embedrepro.evaluation import significance
 
 
 def main() -> None:

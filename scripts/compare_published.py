@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from embedrepro import verdicts
 from embedrepro.errors import printable, run_cli
+from embedrepro.evaluation import verdicts
 
 
 def main() -> None:

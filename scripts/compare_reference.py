@@ -7,8 +7,8 @@ spec.json: a list of {"model_id", "model", "dataset", "split", "ignore_identical
 import argparse
 from pathlib import Path
 
-from embedrepro import reference
 from embedrepro.errors import run_cli
+from embedrepro.evaluation import reference
 from embedrepro.files import read_json
 
 

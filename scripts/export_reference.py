@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from embedrepro import reference
 from embedrepro.errors import run_cli
+from embedrepro.evaluation import reference
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 import argparse
 
-from embedrepro import exports
 from embedrepro.errors import run_cli
+from embedrepro.evaluation import exports
 
 
 def main() -> None:

@@ -3,8 +3,8 @@
 import argparse
 
 from embedrepro.errors import run_cli
-from embedrepro.hits import merge_hits
-from embedrepro.runs import write_run
+from embedrepro.retrieval.hits import merge_hits
+from embedrepro.retrieval.runs import write_run
 
 
 def main() -> None:

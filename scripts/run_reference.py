@@ -8,8 +8,8 @@ result.
 import argparse
 from pathlib import Path
 
-from embedrepro import reference
 from embedrepro.errors import run_cli
+from embedrepro.evaluation import reference
 from embedrepro.files import read_json
 
 

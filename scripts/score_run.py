@@ -8,8 +8,8 @@ dataset.json says, the run's depth, facts as --encoded and dataset.json tell (se
 
 import argparse
 
-from embedrepro import scoring
 from embedrepro.errors import run_cli
+from embedrepro.evaluation import scoring
 
 
 def main() -> None:

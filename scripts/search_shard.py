@@ -15,7 +15,9 @@ def main() -> None:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     args = parser.parse_args()
 
-    from embedrepro.search import search_shard  # imports torch: only once the arguments are right
+    from embedrepro.retrieval.search import (
+        search_shard,  # imports torch: only once the arguments are right
+    )
 
     search_shard(args.queries, args.corpus, args.ids, args.top_k, args.output, args.device)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from embedrepro.errors import run_cli
 from embedrepro.files import read_json
-from embedrepro.staging import register, stage
+from embedrepro.models.staging import register, stage
 
 
 def main() -> None:

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import keys, metrics, names
+from . import keys
 from .errors import UserError, printable
+from .evaluation import metrics
+from .models import names
 from .schema import nearest, validate
 
 KINDS = ("bm25", "fuse", "rerank")  # rows of the report that are not an embedding model by itself

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .errors import UserError
 from .files import load_array, read_json, whole
-from .staging import check_digests, listed_files, verify_staged
+from .models.staging import check_digests, listed_files, verify_staged
 
 
 def damage(root: Path | str) -> Iterator[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import old_qwen2
 import pytest
-from embedrepro import watchdog
-from embedrepro.staging import stage
+from embedrepro.evaluation import watchdog
+from embedrepro.models.staging import stage
 from helpers import REPOSITORY, snakemake
 
 pytestmark = pytest.mark.compat

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 from embedrepro.datasets.registry import expand
-from embedrepro.demo_model import build
 from embedrepro.errors import UserError, run_cli
 from embedrepro.experiment import Experiment
 from embedrepro.files import read_json, write_json
-from embedrepro.staging import stage
+from embedrepro.models.demo_model import build
+from embedrepro.models.staging import stage
 from small_run import REPOSITORY, Run, write_corpus
 
 SCHEMA = yaml.safe_load((REPOSITORY / "rules/schemas/config.schema.yaml").read_text("utf-8"))

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from embedrepro import exports
+from embedrepro.evaluation import exports
 
 pytestmark = pytest.mark.slow
 

@@ -3,7 +3,8 @@
 import numpy as np
 import protocol_example as example
 import pytest
-from embedrepro import metrics, protocols, runs, scoring
+from embedrepro.evaluation import metrics, protocols, scoring
+from embedrepro.retrieval import runs
 
 pytestmark = pytest.mark.slow
 

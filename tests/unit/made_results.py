@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from embedrepro.datasets.prepare import file_facts
-from embedrepro.significance import compare_models
+from embedrepro.evaluation.significance import compare_models
 
 METRICS = ["nDCG@10", "RR@10", "R@100"]
 TEXT = """river stone amber lattice signal harbor violet engine meadow copper orbit canyon letter

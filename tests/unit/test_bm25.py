@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import pytrec_eval
 import Stemmer
-from embedrepro.bm25 import DEFAULTS, Tokenizer, search_bm25
 from embedrepro.datasets.prepare import prepare
 from embedrepro.errors import UserError
-from embedrepro.runs import read_run
+from embedrepro.retrieval.bm25 import DEFAULTS, Tokenizer, search_bm25
+from embedrepro.retrieval.runs import read_run
 
 XQUAD = Path(__file__).parents[2].parent / "shared" / "data" / "xquad-en"
 PASSAGES = {

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from embedrepro import local_models
 from embedrepro.errors import UserError
-from embedrepro.local_models import rename_dotted, restore_dotted
+from embedrepro.models import local_models
+from embedrepro.models.local_models import rename_dotted, restore_dotted
 
 ROOT = Path(__file__).parents[2]
 

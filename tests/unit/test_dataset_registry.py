@@ -9,8 +9,8 @@ from embedrepro.datasets.prepare import open_source, open_split
 from embedrepro.datasets.registry import expand, read_registry
 from embedrepro.datasets.spec import SPEC
 from embedrepro.errors import UserError
+from embedrepro.evaluation.protocols import PROTOCOLS
 from embedrepro.experiment import Experiment
-from embedrepro.protocols import PROTOCOLS
 from embedrepro.schema import validate
 from jsonschema import Draft202012Validator
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import traps
-from embedrepro.demo_model import END, ID, build
 from embedrepro.errors import UserError
-from embedrepro.staging import stage
+from embedrepro.models.demo_model import END, ID, build
+from embedrepro.models.staging import stage
 
 REPOSITORY = Path(__file__).parents[2]
 DEMO = REPOSITORY / "data" / "demo"
@@ -54,7 +54,7 @@ def test_layout_is_that_of_gte_qwen2(snapshot, staged):
 
 
 def test_staged_model_passes_preflight(staged):
-    from embedrepro.preflight import examine
+    from embedrepro.models.preflight import examine
 
     assert all(row["ok"] for row in examine(staged)["findings"])
 

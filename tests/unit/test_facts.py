@@ -7,10 +7,10 @@ import jsonschema
 import numpy as np
 import pytest
 import yaml
-from embedrepro.architectures import flagembedding_mapping, native_attention, native_class
 from embedrepro.errors import UserError
-from embedrepro.facts import resolve
 from embedrepro.keys import ENCODE_FACTS, STAGE_FACTS
+from embedrepro.models.architectures import flagembedding_mapping, native_attention, native_class
+from embedrepro.models.facts import resolve
 from safetensors.numpy import save_file
 
 REPOSITORY = Path(__file__).parents[2]
@@ -177,7 +177,7 @@ def test_prompts_nobody_states_stay_unknown(model):
 
 def test_encoding_asks_for_a_prompt_nobody_states(model):
     from embedrepro import encode
-    from embedrepro.staging import stage
+    from embedrepro.models.staging import stage
 
     words = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
     snapshot = model(tokenizer={"model": words, "added_tokens": []})

@@ -6,9 +6,9 @@ import ir_measures
 import numpy as np
 import pytest
 import pytrec_eval
-from embedrepro import metrics
 from embedrepro.errors import UserError
-from embedrepro.metrics import Measure, parse
+from embedrepro.evaluation import metrics
+from embedrepro.evaluation.metrics import Measure, parse
 from hypothesis import given
 from hypothesis import strategies as st
 

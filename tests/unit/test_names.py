@@ -4,7 +4,7 @@ import re
 
 import pytest
 from embedrepro.errors import UserError
-from embedrepro.names import (
+from embedrepro.models.names import (
     MAX_SLUG,
     check_entries,
     check_id,

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import traps
-from embedrepro import preflight
 from embedrepro.errors import UserError
 from embedrepro.files import write_json
-from embedrepro.preflight import examine, refuse_failed
-from embedrepro.staging import stage
+from embedrepro.models import preflight
+from embedrepro.models.preflight import examine, refuse_failed
+from embedrepro.models.staging import stage
 from minilm import minilm_folder
 from transformers import AutoModel, AutoTokenizer
 

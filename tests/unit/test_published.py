@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from embedrepro import verdicts
-from embedrepro.metrics import parse
+from embedrepro.evaluation import verdicts
+from embedrepro.evaluation.metrics import parse
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data" / "published.tsv"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from embedrepro import reference
 from embedrepro.encode.facts import resolve
 from embedrepro.errors import UserError
+from embedrepro.evaluation import reference
 
 HOSTILE = "--query: {x} $(touch bad) 'it''s'\n"
 SPEC = {
@@ -197,7 +197,7 @@ def test_threads_are_shared_among_workers_on_cpu(monkeypatch, tmp_path):
 
 
 def test_command_line_needs_no_torch():
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import embedrepro.reference"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import embedrepro.evaluation.reference"
     code += "; assert not {'torch', 'FlagEmbedding', 'transformers'} & set(sys.modules)"
-    scripts = Path(reference.__file__).parents[1]
+    scripts = Path(reference.__file__).parents[2]
     assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code, str(scripts)]) == 0

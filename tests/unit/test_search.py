@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import pytrec_eval
 import torch
-from embedrepro import search as module
 from embedrepro.errors import UserError
 from embedrepro.files import save_array, sidecar
-from embedrepro.hits import group_size, write_hits
-from embedrepro.runs import read_run
+from embedrepro.retrieval import search as module
+from embedrepro.retrieval.hits import group_size, write_hits
+from embedrepro.retrieval.runs import read_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from embedrepro import significance
 from embedrepro.errors import UserError
+from embedrepro.evaluation import significance
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats

@@ -13,7 +13,7 @@ import traps
 from embedrepro.errors import UserError
 from embedrepro.files import sha256, write_json
 from embedrepro.keys import RECIPE
-from embedrepro.staging import register, stage, verify_code
+from embedrepro.models.staging import register, stage, verify_code
 from minilm import minilm_folder
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -282,7 +282,7 @@ def test_names_and_links(tmp_path):
 
 def test_many_jobs_write_names_at_once(tmp_path):
     program = (
-        "import sys; from pathlib import Path; from embedrepro.staging import register\n"
+        "import sys; from pathlib import Path; from embedrepro.models.staging import register\n"
         "root = Path(sys.argv[1])\n"
         "for i in range(20):\n"
         "    record = {'id': f'o/{sys.argv[2]}{i}', 'revision': None, 'model': 'm'}\n"
@@ -414,6 +414,6 @@ def test_a_dot_in_the_output_s_name_is_refused(tmp_path):
 
 
 def test_no_torch_for_light_steps():
-    check = "import sys, embedrepro.staging; sys.exit('torch' in sys.modules)"
+    check = "import sys, embedrepro.models.staging; sys.exit('torch' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(SCRIPTS)}
     assert subprocess.run([sys.executable, "-c", check], env=environment).returncode == 0

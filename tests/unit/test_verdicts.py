@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from embedrepro import scoring, verdicts
 from embedrepro.errors import UserError
+from embedrepro.evaluation import scoring, verdicts
 
 CLI = Path(__file__).parents[2] / "scripts" / "compare_published.py"
 ROW = {

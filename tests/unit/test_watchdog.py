@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from embedrepro import watchdog
+from embedrepro.evaluation import watchdog
 
 pytestmark = pytest.mark.slow  # real pools, whose start and end take their time
 

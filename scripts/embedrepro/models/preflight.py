@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError, printable
+from ..errors import UserError, printable
 from .facts import json_object
 
 Finding = dict[str, Any]  # {"check": name, "ok": bool, "detail": one line}
@@ -91,10 +91,10 @@ def start(staged: Path, modules: Path, large: bool, *options: str) -> subprocess
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": str(min(os.cpu_count() or 1, 8) if large else 1),
         "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "embedrepro.preflight", "--staged", str(staged), *options],
+        [sys.executable, "-m", "embedrepro.models.preflight", "--staged", str(staged), *options],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import UserError
-from .files import json_text, sealed, whole
+from ..errors import UserError
+from ..files import json_text, sealed, whole
 
 ALPHA = 0.05
 EXACT_UP_TO = 16  # non-zero differences: 65,536 sign patterns are enumerated, not sampled

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
-from .files import read_json, write_json, write_text
+from ..errors import UserError
+from ..files import read_json, write_json, write_text
+from ..retrieval.runs import iter_listed
 from .metrics import parse
-from .runs import iter_listed
 
 # family -> MTEB's name (mteb/_evaluators/retrieval_metrics.py, make_score_dict, mteb 2.26.24)
 MTEB_NAMES = {

@@ -7,7 +7,7 @@ the old name. The links alone tell how far it went, so any interruption can be f
 import os
 from pathlib import Path
 
-from .errors import UserError
+from ..errors import UserError
 from .names import check_id, collisions, slug
 
 MARK = ".renaming-"

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import UserError, printable
 from . import metrics
-from .errors import UserError, printable
 from .metrics import Measure
 
 DEFAULT = "trec_eval"

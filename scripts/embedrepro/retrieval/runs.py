@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .errors import UserError, printable
-from .files import sealed, whole
+from ..errors import UserError, printable
+from ..files import sealed, whole
 
 Ids = Callable[[np.ndarray], pa.Array]  # row numbers to document ids
 Ranking = tuple[str, list[str], np.ndarray]  # query id, document ids, float32 scores; in order

@@ -17,13 +17,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from . import metrics, protocols, runs, watchdog
-from .datasets.export import export_flagembedding
-from .encode.facts import Facts, resolve
-from .errors import UserError, printable
-from .files import atomic, read_json, remove, write_json, write_record
+from ..datasets.export import export_flagembedding
+from ..encode.facts import Facts, resolve
+from ..errors import UserError, printable
+from ..files import atomic, read_json, remove, write_json, write_record
+from ..models.staging import verify_code
+from ..retrieval import runs
+from . import metrics, protocols, watchdog
 from .scoring import read_qrels, summarise
-from .staging import verify_code
 
 # Our name of a measure: its name in FlagEmbedding's eval_results.json.
 MEASURES = {"nDCG@10": "ndcg_at_10", "RR@10": "mrr_at_10", "R@100": "recall_at_100"}

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError, printable
+from ..files import read_json
 from .architectures import flagembedding_mapping, native_attention, native_class
-from .errors import UserError, printable
-from .files import read_json
 
 CHOICES = {
     "attention": ("causal", "bidirectional"),

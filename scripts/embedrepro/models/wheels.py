@@ -10,7 +10,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from .errors import UserError, printable
+from ..errors import UserError, printable
 from .snapshot import (
     Unreachable,
     check_choice,

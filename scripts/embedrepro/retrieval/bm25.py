@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import Stemmer
 
-from .encode.shard import read_texts
-from .errors import UserError
-from .files import read_json
+from ..encode.shard import read_texts
+from ..errors import UserError
+from ..files import read_json
+from ..schema import over_defaults
 from .runs import Ranking, read_ids, trec_order
-from .schema import over_defaults
 
 DEFAULTS = {
     "method": "lucene",  # robertson, lucene, atire, bm25l, bm25+

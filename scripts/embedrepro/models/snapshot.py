@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-from .errors import UserError, printable
-from .files import digest, read_json, sha256, write_record
+from ..errors import UserError, printable
+from ..files import digest, read_json, sha256, write_record
 
 MANIFEST = "manifest.json"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"

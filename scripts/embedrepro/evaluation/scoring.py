@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import UserError, printable
+from ..files import read_json, sealed, whole, write_record
+from ..retrieval.runs import iter_listed
 from . import metrics, protocols
-from .errors import UserError, printable
-from .files import read_json, sealed, whole, write_record
-from .runs import iter_listed
 
 PASSED_ON = ("model_id", "model", "revision", "dataset", "split")
 

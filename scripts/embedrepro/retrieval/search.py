@@ -25,9 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from .encode import pick_device
-from .errors import UserError
-from .files import load_array, verify_array, whole
+from ..encode import pick_device
+from ..errors import UserError
+from ..files import load_array, verify_array, whole
 from .hits import Batch, group_size, write_hits
 from .runs import Ids, read_ids, tie_order, trec_order
 

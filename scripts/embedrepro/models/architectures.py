@@ -9,7 +9,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from .errors import UserError
+from ..errors import UserError
 
 AUTO = "models/auto/"
 

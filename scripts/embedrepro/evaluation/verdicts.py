@@ -21,9 +21,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
+from ..files import read_json, sealed
 from . import protocols
-from .errors import UserError
-from .files import read_json, sealed
 
 COMMIT = re.compile(r"[0-9a-f]{40}")  # a package pin or a folder's digest says nothing to compare
 UNKNOWN = {"external", "unknown"}  # revisions of numbers that a publisher gave without one

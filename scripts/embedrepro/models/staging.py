@@ -18,12 +18,12 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from ..errors import UserError, printable
+from ..files import atomic, damaged, sha256, write_json, write_record, write_text
+from ..keys import RECIPE
 from .architectures import native_class
-from .errors import UserError, printable
 from .facts import hidden_size, json_object, resolve, template_end
-from .files import atomic, damaged, sha256, write_json, write_record, write_text
 from .hub import check_replaceable
-from .keys import RECIPE
 from .preflight import preflight, refuse_failed
 from .snapshot import check_no_pointers, check_whole, hash_files
 
@@ -296,7 +296,7 @@ def localize(custom: dict[str, Any]) -> dict[str, Any]:
 def choose_engine(
     facts: dict[str, Any], config: dict[str, Any], custom: bool, decisions: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    from .encode.families import PACKED_MODEL_TYPES
+    from ..encode.families import PACKED_MODEL_TYPES
 
     kind = config["model_type"]
     if custom:

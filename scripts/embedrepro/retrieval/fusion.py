@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from .errors import UserError
+from ..errors import UserError
+from ..schema import over_defaults
 from .runs import Ranking, iter_run, ranked
-from .schema import over_defaults
 
 DEFAULTS = {"method": "rrf", "k": 60, "normalize": "min-max", "weights": None}
 CHOICES = {"method": ("rrf", "sum"), "normalize": ("min-max", "none")}

@@ -21,11 +21,11 @@ from safetensors.numpy import save_file
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 
-from .errors import UserError
-from .files import atomic, write_json
+from ..errors import UserError
+from ..files import atomic, write_json
 
 ID = "embed-repro/IDF-Attention-0.1B"
-CORPUS = Path(__file__).parents[2] / "data" / "demo" / "corpus.jsonl"
+CORPUS = Path(__file__).parents[3] / "data" / "demo" / "corpus.jsonl"
 HIDDEN = 768
 END, PAD, UNKNOWN, QUERY = "<|endoftext|>", "<|pad|>", "<|unknown|>", "<|query|>"
 SPECIAL = (PAD, UNKNOWN, END, QUERY)  # their position is their id

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .errors import UserError, printable
+from ..errors import UserError, printable
 
 Run = Mapping[str, dict[str, float]]
 Qrels = Mapping[str, dict[str, int]]

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .errors import UserError
-from .files import sealed, whole
+from ..errors import UserError
+from ..files import sealed, whole
 from .runs import Ranking, read_ids, trec_order
 
 META = b"embed-repro"

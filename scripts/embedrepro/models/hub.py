@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError, printable
-from .files import atomic, digest, read_json, remove, write_record
+from ..errors import UserError, printable
+from ..files import atomic, digest, read_json, remove, write_record
 from .names import check_id
 from .snapshot import (
     MANIFEST,

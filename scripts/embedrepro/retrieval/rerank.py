@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from . import shards
-from .errors import UserError
-from .files import digest, read_json, sealed, whole
+from .. import shards
+from ..errors import UserError
+from ..files import digest, read_json, sealed, whole
+from ..schema import over_defaults
 from .runs import Ranking, iter_run, ranked
-from .schema import over_defaults
 
 FLAG_CLASSES = (
     "encoder-only-base",

@@ -28,8 +28,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers, disable_progress_bars
 
-from .errors import UserError, printable
-from .files import sha256
+from ..errors import UserError, printable
+from ..files import sha256
 from .snapshot import (
     Unreachable,
     check_choice,

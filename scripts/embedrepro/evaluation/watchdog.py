@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from .errors import UserError, printable
+from ..errors import UserError, printable
 
 POLL = 0.2  # seconds
 # A pool that is stopped in order sends its workers SIGTERM and collects them at once. A worker that

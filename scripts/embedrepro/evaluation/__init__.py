@@ -1,0 +1,1 @@
+"""Evaluation: from run files to numbers held against the published ones."""

@@ -1,0 +1,1 @@
+"""Models: from an id to a staged folder that proves itself."""

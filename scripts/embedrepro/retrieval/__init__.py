@@ -1,0 +1,1 @@
+"""Retrieval: from vectors or texts to run files."""
