@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -49,6 +48,7 @@ GEOMETRIES = {
     "bert-base": {"config": ("BertConfig", (768, 12, 12, 3072), BERT), "pooling": "cls"},
     "bert-large": {"config": ("BertConfig", (1024, 24, 16, 4096), BERT), "pooling": "cls"},
 }
+PARTS = ["attention", "start", "speed", "bytes", "memory", "devices"]
 LENGTH = 512
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -58,6 +58,7 @@ def stage(folder: Path, name: str, tokenizer: str, small: bool) -> Path:
     kind, (hidden, layers, heads, wide), more = GEOMETRIES[name]["config"]
     decoder = kind.startswith("Qwen")
     words = transformers.AutoTokenizer.from_pretrained(tokenizer)
+    words.chat_template = None  # sentence-transformers would wrap each text in it
     if decoder:
         end = "<|endoftext|>"
         words.backend_tokenizer.post_processor = TemplateProcessing(
@@ -106,13 +107,14 @@ def passages(count: int, tokenizer: str, seed: int = 0) -> list[str]:
     """Texts of whole words of the vocabulary, the early (frequent) ones more often."""
     vocabulary = transformers.AutoTokenizer.from_pretrained(tokenizer).get_vocab()
     words = sorted((w for w in vocabulary if w.isascii() and w.isalpha()), key=vocabulary.get)
-    draw = random.Random(seed)
-    texts = []
-    for _ in range(count):
-        length = max(8, min(200, round(draw.gauss(60, 26))))
-        picked = [words[int(len(words) * draw.random() ** 3)] for _ in range(length)]
-        texts.append(" ".join(picked).capitalize() + ".")
-    return texts
+    draw = np.random.default_rng(seed)
+    lengths = np.clip(np.rint(draw.normal(60, 26, count)), 8, 200).astype(int)
+    picked = np.array(words)[(len(words) * draw.random(lengths.sum()) ** 3).astype(int)].tolist()
+    ends = np.cumsum(lengths).tolist()
+    return [
+        " ".join(picked[start:end]).capitalize() + "."
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
 
 
 def write_corpus(path: Path, texts: list[str]) -> Path:
@@ -167,7 +169,7 @@ class Packed:
 class Flag:
     """FlagEmbedding's class untouched, batch 256 as it comes."""
 
-    def __init__(self, folder: Path, facts: dict) -> None:
+    def __init__(self, folder: Path, facts: dict, devices: list[str] | None = None) -> None:
         from FlagEmbedding.inference.embedder.decoder_only.base import BaseLLMEmbedder
         from FlagEmbedding.inference.embedder.encoder_only.base import BaseEmbedder
 
@@ -176,7 +178,7 @@ class Flag:
             str(folder),
             use_fp16=False,
             use_bf16=DEVICE == "cuda",
-            devices=[DEVICE],
+            devices=devices or [DEVICE],
             batch_size=256,
             **({} if last else {"pooling_method": facts["pooling"]}),
         )
@@ -369,20 +371,26 @@ def same_bytes(name: str, folder: Path, texts: list[str], scratch: Path) -> dict
     return seen
 
 
+def command(folder: Path, corpus: Path, output: Path, cache: Path) -> list[str]:
+    """scripts/encode.py for all of `corpus`."""
+    spec = output.with_suffix(".spec.json")
+    spec.write_text("{}")
+    given = {"staged": folder, "texts": corpus, "spec": spec, "role": "passage"}
+    given |= {"output": output, "compiler-cache": cache}
+    words = [part for key, value in given.items() for part in (f"--{key}", str(value))]
+    return [sys.executable, str(SCRIPTS / "encode.py"), *words]
+
+
 def run_cli(
     folder: Path, corpus: Path, scratch: Path, cache: Path
 ) -> tuple[float, np.ndarray, dict]:
     """Seconds, vectors and sidecar of scripts/encode.py in a process of its own."""
-    spec = scratch / "spec.json"
-    spec.write_text("{}")
-    command = [sys.executable, str(SCRIPTS / "encode.py"), "--staged", str(folder)]
-    command += ["--texts", str(corpus), "--spec", str(spec), "--role", "passage"]
-    command += ["--output", str(scratch / "cli.npy"), "--compiler-cache", str(cache)]
+    output = scratch / "cli.npy"
     began = time.perf_counter()
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    run = command(folder, corpus, output, cache)
+    subprocess.run(run, check=True, stderr=subprocess.DEVNULL)
     taken = time.perf_counter() - began
-    sidecar = json.loads((scratch / "cli.json").read_text())
-    return taken, np.load(scratch / "cli.npy"), sidecar
+    return taken, np.load(output), json.loads(output.with_suffix(".json").read_text())
 
 
 def cold_start(name: str, folder: Path, texts: list[str], scratch: Path) -> list[float]:
@@ -411,12 +419,123 @@ def host_memory(folder: Path, scratch: Path, counts: tuple[int, int]) -> None:
     print(f"larger by {peaks[1] - peaks[0]:,.0f} MB")
 
 
+def several_devices(name: str, folder: Path, texts: list[str], scratch: Path, args) -> dict:
+    """The same text on one device, then on each at once, a process each through gpu_slot.py.
+
+    Beside it FlagEmbedding's pool, without the time that it takes to start.
+    """
+    corpus = write_corpus(scratch / "each.parquet", texts)
+    slot = [sys.executable, str(SCRIPTS / "gpu_slot.py"), "1", "--"]
+    count = torch.cuda.device_count()
+
+    def at_once(n: int) -> float:
+        outputs = [scratch / f"device-{i}.npy" for i in range(n)]
+        runs = [command(folder, corpus, out, scratch / f"cache-{name}") for out in outputs]
+        jobs = [subprocess.Popen(slot + run, stderr=subprocess.DEVNULL) for run in runs]
+        assert not any([job.wait() for job in jobs])
+        sidecars = [json.loads(out.with_suffix(".json").read_text()) for out in outputs]
+        return max(sidecar["seconds"] for sidecar in sidecars)
+
+    at_once(1)  # fills the compiler's cache
+    pairs = [(at_once(1), at_once(count)) for _ in range(args.repeats)]
+    ratio = statistics.median(count * one / many for one, many in pairs)
+    rates = [[round(n * len(texts) / s) for n, s in zip((1, count), pair, strict=True)]
+             for pair in pairs]  # fmt: skip
+    print(f"\n{name}: {len(texts)} passages a device, passages/s of 1 and of {count}: {rates}")
+    print(f"{count} devices are {ratio:.2f} × one", flush=True)
+    facts = json.loads((folder / "stage.json").read_text())
+    some = texts[: len(texts) // args.peer_share]
+    pool = {}
+    for devices in ([f"cuda:{i}" for i in range(count)], ["cuda:0"]):
+        flag = Flag(folder, facts, devices)
+        flag.model.encode_corpus(some)
+        began = time.perf_counter()
+        flag.model.encode_corpus(some * len(devices))
+        pool[len(devices)] = len(devices) * len(some) / (time.perf_counter() - began)
+        flag.model.stop_self_pool()
+    print(f"FlagEmbedding, passages/s by devices: {pool}, {pool[count] / pool[1]:.2f} × one")
+    return {"seconds": pairs, "ratio": ratio, "pool": pool}
+
+
+def short_attention() -> None:
+    """The kernel for short sequences against float32 arithmetic and beside torch's own."""
+    from embedrepro.encode.short_attention import attend_short
+    from torch.nn.attention.varlen import varlen_attn
+
+    print("\nattention: microseconds, largest error to float32; ours and torch's")
+    for heads, key_heads, size, window in (
+        (12, 2, 128, (-1, 0)),
+        (12, 12, 64, (-1, -1)),
+        (12, 12, 32, (-1, -1)),
+        (8, 4, 80, (20, 20)),
+    ):
+        lengths = np.clip(np.random.default_rng(0).normal(75, 26, 440), 1, 128).astype(int)
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        offsets = torch.tensor(ends, dtype=torch.int32, device=DEVICE)
+        torch.manual_seed(0)
+        query, key, value = (
+            torch.randn(ends[-1], n, size, device=DEVICE, dtype=torch.bfloat16)
+            for n in (heads, key_heads, key_heads)
+        )
+        runs = {
+            "ours": lambda q=query, k=key, v=value, o=offsets, w=window, s=size: attend_short(
+                q, k, v, o, 128, w, s**-0.5
+            ),
+            "torch's": lambda q=query, k=key, v=value, o=offsets, w=window, s=size: varlen_attn(
+                q, k, v, o, o, 128, 128, scale=s**-0.5, window_size=w, **grouped(q, k)
+            ),
+        }
+        exact = attend_plainly(query, key, value, ends, window)
+        found = {
+            name: (microseconds(run), (run().float() - exact).abs().max().item())
+            for name, run in runs.items()
+        }
+        shown = ", ".join(f"{name} {us:.0f} ({off:.1e})" for name, (us, off) in found.items())
+        print(f"  {heads} heads of {size}, {key_heads} key heads, window {window}: {shown}")
+        assert found["ours"][1] <= 2 * found["torch's"][1] + 1e-3
+
+
+def grouped(query: torch.Tensor, key: torch.Tensor) -> dict:
+    from embedrepro.encode.attention import NAMES_GROUPS
+
+    return {"enable_gqa": query.shape[1] != key.shape[1]} if NAMES_GROUPS else {}
+
+
+def attend_plainly(query, key, value, ends, window) -> torch.Tensor:
+    """Attention of each sequence in float32."""
+    repeat = query.shape[1] // key.shape[1]
+    found = []
+    for start, stop in zip(ends[:-1], ends[1:], strict=True):
+        q, k, v = (t[start:stop].transpose(0, 1).float() for t in (query, key, value))
+        k, v = k.repeat_interleave(repeat, 0), v.repeat_interleave(repeat, 0)
+        scores = q @ k.transpose(1, 2) * query.shape[-1] ** -0.5
+        place = torch.arange(stop - start, device=q.device)
+        ahead = place[None] - place[:, None]
+        left, right = window
+        hidden = ((ahead > right) & (right >= 0)) | ((-ahead > left) & (left >= 0))
+        found.append((scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(found)
+
+
+def microseconds(run) -> float:
+    for _ in range(3):
+        run()
+    sync()
+    began = time.perf_counter()
+    for _ in range(50):
+        run()
+    sync()
+    return (time.perf_counter() - began) / 50 * 1e6
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--bert-tokenizer", required=True, help="folder with a BERT tokenizer")
     parser.add_argument("--qwen-tokenizer", help="folder with a Qwen2 tokenizer")
     parser.add_argument("--geometries", nargs="*", default=list(GEOMETRIES), choices=GEOMETRIES)
-    parser.add_argument("--parts", nargs="*", default=["speed", "bytes", "start", "memory"])
+    parser.add_argument(
+        "--parts", nargs="*", default=["attention", "speed", "bytes", "start", "memory"]
+    )
     parser.add_argument("--passages", type=int, default=16384)
     parser.add_argument("--peer-share", type=int, default=4, help="peers get 1/N of the passages")
     parser.add_argument("--sample", type=int, default=256, help="texts held against float32")
@@ -439,6 +558,8 @@ def main() -> None:
     results = {"device": device, "versions": known}
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
+        if "attention" in args.parts and DEVICE == "cuda":
+            short_attention()
         texts = passages(args.passages, args.bert_tokenizer)
         for geometry in args.geometries:
             decoder = geometry.startswith("qwen")
@@ -454,6 +575,8 @@ def main() -> None:
                 one["speed"] = compare(geometry, folder, texts, scratch, args)
             if "bytes" in args.parts:
                 one["bytes"] = same_bytes(geometry, folder, texts[: len(texts) // 2], scratch)
+            if "devices" in args.parts:
+                one["devices"] = several_devices(geometry, folder, texts, scratch, args)
             if "memory" in args.parts and geometry == "minilm":
                 host_memory(folder, scratch, (2_000, 20_000) if args.small else (20_000, 2_000_000))
             if args.json:

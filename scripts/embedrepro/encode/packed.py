@@ -32,7 +32,6 @@ from .batches import (
 )
 from .facts import Facts
 from .families import PACKED_MODEL_TYPES
-from .fp8 import replace_linear
 from .tokens import Tokeniser
 
 CPU_BUDGET = 1024  # tokens a batch: more is no faster there, and part-filled batches cost more
@@ -101,8 +100,10 @@ class PackedEngine:
 
     def _to_fp8(self, batch: Batch, arrays: list[torch.Tensor]) -> None:
         """Change the layers to float8, and note what that does to the vectors of this batch."""
+        from .fp8 import replace_linear  # needs Triton
+
         before = self._run(batch, arrays).float()
-        replace_linear(layers_of(self.model))
+        replace_linear(layers_of(self.model), getattr(self.model.config, "hidden_act", None))
         after = self._run(batch, arrays).float()
         cosine = torch.nn.functional.cosine_similarity(before, after)
         self.fp8_effect = {
@@ -167,7 +168,13 @@ class PackedEngine:
         """The batch's arrays, in pinned memory where they go to a device."""
         arrays = (varlen_arrays if self.varlen else padded_arrays)(batch, self.pad)
         tensors = [torch.from_numpy(array) for array in arrays]
-        return [t.pin_memory() for t in tensors] if self.device.type == "cuda" else tensors
+        if self.device.type == "cpu":
+            return tensors
+        pinned = [torch.empty_like(tensor, pin_memory=True) for tensor in tensors]
+        for place, array in zip(pinned, arrays, strict=True):
+            # torch's own copy would keep a thread spinning on every core that tokenising needs.
+            place.numpy()[...] = array
+        return pinned
 
     def _launch(
         self, batch: Batch, arrays: list[torch.Tensor], packer: Packer

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-ROWS, KEYS, WARPS, STAGES = 64, 64, 4, 2  # fixed: what is fastest would be a matter of timing
+ROWS, KEYS, WARPS, STAGES = 64, 32, 4, 2  # fixed: what is fastest would be a matter of timing
 
 
 @triton.jit

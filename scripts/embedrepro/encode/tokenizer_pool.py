@@ -83,6 +83,7 @@ class Pool:
             [sys.executable, "-P", __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            pipesize=2**18,  # a chunk in one or two pieces, each of which waits for its turn
             env=os.environ | one,
         )
         self.processes.append(self.mine.process)
