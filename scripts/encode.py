@@ -32,7 +32,7 @@ def main() -> None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
         os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
     from embedrepro.encode.shard import encode_shard, row_range
-    from embedrepro.models.staging import verify_staged
+    from embedrepro.models.staged import verify_staged
 
     row_range(args.texts, args.shard, args.shards)  # a mistake shows before a model is loaded
     spec = read_json(args.spec)

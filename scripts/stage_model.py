@@ -5,7 +5,8 @@ from pathlib import Path
 
 from embedrepro.errors import run_cli
 from embedrepro.files import read_json
-from embedrepro.models.staging import register, stage
+from embedrepro.models.by_id import register
+from embedrepro.models.staging import stage
 
 
 def main() -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from .errors import UserError
 from .files import load_array, read_json, whole
-from .models.staging import check_digests, listed_files, verify_staged
+from .models.staged import check_digests, verify_staged
+from .models.staging import listed_files
 
 
 def damage(root: Path | str) -> Iterator[str]:

@@ -13,7 +13,9 @@ import traps
 from embedrepro.errors import UserError
 from embedrepro.files import sha256, write_json
 from embedrepro.keys import RECIPE
-from embedrepro.models.staging import register, stage, verify_code
+from embedrepro.models.by_id import register
+from embedrepro.models.staged import verify_code
+from embedrepro.models.staging import stage
 from minilm import minilm_folder
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -282,7 +284,7 @@ def test_names_and_links(tmp_path):
 
 def test_many_jobs_write_names_at_once(tmp_path):
     program = (
-        "import sys; from pathlib import Path; from embedrepro.models.staging import register\n"
+        "import sys; from pathlib import Path; from embedrepro.models.by_id import register\n"
         "root = Path(sys.argv[1])\n"
         "for i in range(20):\n"
         "    record = {'id': f'o/{sys.argv[2]}{i}', 'revision': None, 'model': 'm'}\n"

@@ -32,7 +32,7 @@ def load_engine(
     """
     facts = resolve(staged, settings)
     if facts.trust_remote_code:
-        from ..staging import verify_code
+        from ..models.staged import verify_code
 
         verify_code(Path(staged))
     # Nothing here may reach for the network: the staged folder is whole.

@@ -21,7 +21,7 @@ from ..datasets.export import export_flagembedding
 from ..encode.facts import Facts, resolve
 from ..errors import UserError, printable
 from ..files import atomic, read_json, remove, write_json, write_record
-from ..models.staging import verify_code
+from ..models.staged import verify_code
 from ..retrieval import runs
 from . import metrics, protocols, watchdog
 from .scoring import read_qrels, summarise

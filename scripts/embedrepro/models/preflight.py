@@ -127,7 +127,7 @@ def examine(staged: Path, digest_only: bool = False) -> dict[str, Any]:
     """{"findings": [...], "digest": sha256 of some vectors and all buffers}."""
     import torch
 
-    from .staging import verify_code
+    from .staged import verify_code
 
     record = verify_code(staged)
     tokenizer, model, findings = load(staged, record)

@@ -5,43 +5,25 @@ configs: native classes where transformers has them, no `auto_map` that leads ou
 every fact that a library would otherwise choose by itself stated. `stage.json` records it all.
 """
 
-import ast
-import fcntl
-import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from ..errors import UserError, printable
-from ..files import atomic, damaged, sha256, write_json, write_record, write_text
+from ..files import atomic, damaged, sha256, write_json, write_record
 from ..keys import RECIPE
 from .architectures import native_class
-from .facts import hidden_size, json_object, resolve, template_end
+from .facts import hidden_size, json_object, resolve
 from .hub import check_replaceable
 from .preflight import preflight, refuse_failed
-from .snapshot import check_no_pointers, check_whole, hash_files
+from .remote_code import code_files, localize
+from .snapshot import check_no_pointers, check_whole
+from .staged import check_digests
+from .tokenizer_files import TOKENIZER_FILES, refuse_bad_tokenizer, write_tokenizer
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "bpe.codes",
-    "tokenizer.model",
-    "spiece.model",
-    "spm.model",
-    "sentencepiece.bpe.model",
-)
-VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", *TOKENIZER_FILES[7:])
 HASH = re.compile(r"[0-9a-f]{40}")
 
 
@@ -124,14 +106,6 @@ def listed_files(snapshot: Path) -> dict[str, dict[str, Any]]:
     return files
 
 
-def check_digests(folder: Path, files: dict[str, dict[str, Any]], listed: str) -> None:
-    """Refuse a folder whose files have other digests than listed; about a second for a gigabyte."""
-    found = hash_files({name: folder / name for name in files})
-    for name, facts in files.items():
-        if found[name]["sha256"] != facts.get("sha256"):
-            raise damaged(folder / name, f"its sha256 is not the one in {listed}", folder)
-
-
 def describe(folder: Path, skip: Iterable[str]) -> dict[str, dict[str, Any]]:
     names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")))
     paths = {name: folder / name for name in names if name not in set(skip)}
@@ -187,17 +161,6 @@ def shards(snapshot: Path, index: str) -> list[str]:
     return [name for name in names if (snapshot / name).is_file()]
 
 
-def refuse_bad_tokenizer(snapshot: Path) -> None:
-    if not any((snapshot / name).is_file() for name in VOCABULARIES):
-        raise UserError(f"{snapshot}: no tokenizer (none of {', '.join(VOCABULARIES)})")
-    path = snapshot / "tokenizer.json"
-    if path.is_file():
-        try:
-            Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower
-            raise UserError(f"{path}: not a tokenizer ({printable(error)})") from None
-
-
 def choose_code(
     spec: dict[str, Any], snapshot: Path, config: dict[str, Any], decisions: list[dict[str, Any]]
 ) -> tuple[list[str], str]:
@@ -233,64 +196,6 @@ def refuse_untrusted(spec: dict[str, Any]) -> None:
     source = spec.get("source", {})
     if "hub" in source and not HASH.fullmatch(str(source.get("revision"))):
         raise UserError(f"{name}: custom code needs a full revision (40 hex digits), not a branch")
-
-
-def code_files(snapshot: Path, custom: dict[str, Any]) -> list[str]:
-    """The files that an `auto_map` names and what they import from beside them."""
-    waiting = [module_file(target) for target in targets(custom)]
-    found: list[str] = []
-    while waiting:
-        name = waiting.pop()
-        if name in found:
-            continue
-        path = snapshot / name
-        if not path.is_file():
-            raise UserError(f"{snapshot}: its code {printable(name)} is not in the snapshot")
-        found.append(name)
-        waiting += imports(path, name)
-    return sorted(found)
-
-
-def targets(custom: dict[str, Any]) -> Iterator[str]:
-    for value in custom.values():
-        for target in value if isinstance(value, list) else [value]:
-            if target is not None:
-                yield str(target)
-
-
-def module_file(target: str) -> str:
-    """'org/repo--module.Class' -> 'module.py'; a module in a folder is refused."""
-    module, dot, _ = target.rpartition("--")[2].rpartition(".")
-    if not dot or not module.isidentifier():
-        raise UserError(f"auto_map: {printable(target)} is not module.Class")
-    return f"{module}.py"
-
-
-def imports(path: Path, name: str) -> list[str]:
-    """The sibling files that a code file imports relatively."""
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: not Python ({error})") from None
-    siblings = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            if node.level > 1 or (node.module and "." in node.module):
-                raise UserError(f"{path}: imports from outside its own folder (line {node.lineno})")
-            modules = [node.module] if node.module else [alias.name for alias in node.names]
-            siblings += [f"{module}.py" for module in modules]
-    return siblings
-
-
-def localize(custom: dict[str, Any]) -> dict[str, Any]:
-    """An auto_map without `repo--` prefixes."""
-
-    def local(value: Any) -> Any:
-        if isinstance(value, list):
-            return [local(item) for item in value]
-        return value.rpartition("--")[2] if isinstance(value, str) else value
-
-    return {name: local(value) for name, value in custom.items()}
 
 
 def choose_engine(
@@ -348,79 +253,6 @@ def staged_config(config: dict[str, Any], facts: dict[str, Any], code: list[str]
     return staged
 
 
-def write_tokenizer(snapshot: Path, folder: Path, facts: dict[str, Any]) -> None:
-    """The tokenizer files, the end token in the post-processor, no custom class."""
-    for name in TOKENIZER_FILES:
-        if (snapshot / name).is_file():
-            copy(snapshot / name, folder / name)
-    settings = json_object(snapshot / "tokenizer_config.json", {})
-    custom = settings.pop("auto_map", None)
-    # TokenizersBackend is transformers 5's name for what 4 and 5 both load under the older one.
-    if custom or settings.get("tokenizer_class") in (None, "TokenizersBackend"):
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-        settings.setdefault("model_input_names", ["input_ids", "attention_mask"])
-    settings["padding_side"] = facts["padding_side"]
-    write_json(folder / "tokenizer_config.json", settings)
-    lowercase = json_object(snapshot / "sentence_bert_config.json", {}).get("do_lower_case")
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        shipped = json_object(path)
-        staged = staged_tokenizer(shipped, facts["end_token"], bool(lowercase), snapshot)
-        if staged != shipped:
-            write_text(path, json.dumps(staged, ensure_ascii=False))
-    elif facts["end_token"] is not None or lowercase or custom:
-        what = (
-            "the custom tokenizer class can't be replaced" if custom else "nothing to state it in"
-        )
-        raise UserError(f"{snapshot}: no tokenizer.json: {what}; save a fast tokenizer there")
-
-
-def staged_tokenizer(
-    tokenizer: dict[str, Any], end_token: str | None, lowercase: bool, snapshot: Path
-) -> dict[str, Any]:
-    """tokenizer.json that appends the end token and doesn't cut or pad by itself."""
-    staged = tokenizer | {"truncation": None, "padding": None}
-    if lowercase:  # sentence-transformers lower-cases the text before tokenizing
-        steps = [{"type": "Lowercase"}, *filter(None, [tokenizer.get("normalizer")])]
-        staged["normalizer"] = {"type": "Sequence", "normalizers": steps}
-    if end_token is not None and template_end(tokenizer) != end_token:
-        staged["post_processor"] = with_end_token(tokenizer, end_token, snapshot)
-    return staged
-
-
-def with_end_token(tokenizer: dict[str, Any], token: str, snapshot: Path) -> dict[str, Any]:
-    """A post-processor that appends `token`, after whatever the shipped one adds already."""
-    number = token_id(tokenizer, token)
-    if number is None:
-        raise UserError(f"{snapshot}: end_token {printable(token)} is not in its vocabulary")
-    shipped = tokenizer.get("post_processor")
-    steps = shipped.get("processors", [shipped]) if shipped else []
-    template = next((step for step in steps if step["type"] == "TemplateProcessing"), None)
-    if template is None:
-        first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
-        template = {"type": "TemplateProcessing", "single": [first], "pair": [first, second]}
-        steps = [*steps, template]
-    single, pair = ({"SpecialToken": {"id": token, "type_id": kind}} for kind in (0, 1))
-    known = template.get("special_tokens", {})
-    closing = {
-        "single": [*template["single"], single],
-        "pair": [*template["pair"], pair],
-        "special_tokens": known | {token: {"id": token, "ids": [number], "tokens": [token]}},
-    }
-    steps = [step | closing if step is template else step for step in steps]
-    return steps[0] if len(steps) == 1 else {"type": "Sequence", "processors": steps}
-
-
-def token_id(tokenizer: dict[str, Any], token: str) -> int | None:
-    for row in tokenizer.get("added_tokens") or []:
-        if row["content"] == token:
-            return row["id"]
-    vocabulary = tokenizer["model"]["vocab"]
-    if isinstance(vocabulary, list):  # Unigram: [token, score] in the order of the ids
-        return next((i for i, row in enumerate(vocabulary) if row[0] == token), None)
-    return vocabulary.get(token)
-
-
 def write_sentence_transformers(
     snapshot: Path, folder: Path, facts: dict[str, Any], config: dict[str, Any]
 ) -> None:
@@ -451,66 +283,3 @@ def write_sentence_transformers(
         folder / "config_sentence_transformers.json",
         {"prompts": prompts, "similarity_fn_name": similarity},
     )
-
-
-def verify_code(staged: Path) -> dict[str, Any]:
-    """Read stage.json; check that the code, and the config that names it, are as staged."""
-    staged = Path(staged)
-    record = json_object(staged / "stage.json")
-    expected = record["code"] | {"config.json": record["files"]["config.json"]["sha256"]}
-    present = {path.relative_to(staged).as_posix() for path in staged.rglob("*.py")}
-    for name in sorted(present | set(expected)):
-        path = staged / name
-        if not path.is_file() or sha256(path) != expected.get(name):
-            raise damaged(path, "not what was staged", staged)
-    return record
-
-
-def verify_staged(staged: Path) -> None:
-    """Check every staged file, weights too, against stage.json, before vectors are made of them.
-
-    A folder made by hand, whose stage.json lists no files, is taken as it is.
-    """
-    if "files" not in json_object(staged / "stage.json"):
-        return
-    files = verify_code(staged)["files"]
-    for name in files:
-        if not (staged / name).is_file():
-            raise damaged(staged / name, "is missing", staged)
-    check_digests(staged, files, "stage.json")
-
-
-def register(record: dict[str, Any], staged: Path, root: Path) -> None:
-    """Link `root`/by_id/<org>/<name> to the staged folder and list it in `root`/names.tsv."""
-    staged, root = Path(staged), Path(root)
-    parts = record["id"].split("/")
-    if any(part in ("", ".", "..") or not part.isprintable() for part in parts):
-        raise UserError(f"{printable(record['id'])}: not a model id")
-    place = root.joinpath("by_id", *parts)
-    with lock(root / "names.tsv.lock"):
-        try:
-            with atomic(place) as temporary:
-                temporary.symlink_to(os.path.relpath(staged, place.parent))
-        except OSError as error:
-            raise UserError(f"{place}: can't be linked ({error.strerror})") from None
-        row = [record["id"], record["revision"] or "", record["model"]]
-        row += [os.path.relpath(staged, root), str("." in record["id"]).lower()]
-        write_text(root / "names.tsv", merged_names(root / "names.tsv", row))
-
-
-def merged_names(path: Path, row: list[str]) -> str:
-    """The table with `row` in it, sorted; a row for the same id and revision is replaced."""
-    header = ["id", "revision", "model", "path", "has_dot"]
-    lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else []
-    rows = [line.split("\t") for line in lines]
-    rows = [old for old in rows if (old[0], old[3]) != (row[0], row[3])]
-    return "".join("\t".join(cells) + "\n" for cells in [header, *sorted([*rows, row])])
-
-
-@contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path` (made when missing)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -1,0 +1,43 @@
+"""A staged folder, checked against what its stage.json says."""
+
+from pathlib import Path
+from typing import Any
+
+from ..files import damaged, sha256
+from .facts import json_object
+from .snapshot import hash_files
+
+
+def verify_staged(staged: Path) -> None:
+    """Check every staged file, weights too, against stage.json, before vectors are made of them.
+
+    A folder made by hand, whose stage.json lists no files, is taken as it is.
+    """
+    if "files" not in json_object(staged / "stage.json"):
+        return
+    files = verify_code(staged)["files"]
+    for name in files:
+        if not (staged / name).is_file():
+            raise damaged(staged / name, "is missing", staged)
+    check_digests(staged, files, "stage.json")
+
+
+def verify_code(staged: Path) -> dict[str, Any]:
+    """Read stage.json; check that the code, and the config that names it, are as staged."""
+    staged = Path(staged)
+    record = json_object(staged / "stage.json")
+    expected = record["code"] | {"config.json": record["files"]["config.json"]["sha256"]}
+    present = {path.relative_to(staged).as_posix() for path in staged.rglob("*.py")}
+    for name in sorted(present | set(expected)):
+        path = staged / name
+        if not path.is_file() or sha256(path) != expected.get(name):
+            raise damaged(path, "not what was staged", staged)
+    return record
+
+
+def check_digests(folder: Path, files: dict[str, dict[str, Any]], listed: str) -> None:
+    """Refuse a folder whose files have other digests than listed; about a second for a gigabyte."""
+    found = hash_files({name: folder / name for name in files})
+    for name, facts in files.items():
+        if found[name]["sha256"] != facts.get("sha256"):
+            raise damaged(folder / name, f"its sha256 is not the one in {listed}", folder)
