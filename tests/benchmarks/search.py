@@ -26,8 +26,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import pyarrow as pa  # noqa: E402
-from embedrepro import search  # noqa: E402
 from embedrepro.files import seal_array  # noqa: E402
+from embedrepro.retrieval import search, vectors  # noqa: E402
+from embedrepro.retrieval.scores import Product  # noqa: E402
 
 PIECE = 2**16  # rows made, or read, at a time
 
@@ -68,7 +69,7 @@ def products(rows: int, dim: int, queries: torch.Tensor, device: str) -> float:
     best = float("inf")
     for size in (2**12, 2**14) if device == "cpu" else (2**15, 2**16):
         block = unit_vectors(size, dim, 1, device)
-        product = search.Product(queries, size)
+        product = Product(queries, size)
         block = block.float() if device == "cpu" else block
         times = [seconds(lambda: product(block), device) for _ in range(7)]  # noqa: B023
         best = min(best, statistics.median(times[2:]) * rows / size)
@@ -76,7 +77,7 @@ def products(rows: int, dim: int, queries: torch.Tensor, device: str) -> float:
 
 
 def ours(path: Path, queries: torch.Tensor, k: int) -> float:
-    shard = search.Shard(path, "cpu")
+    shard = vectors.Shard(path, "cpu")
     return seconds(lambda: list(search.search(queries.numpy(), shard, k, ids)))
 
 
@@ -165,11 +166,11 @@ def measure_on_device(path: Path, args: argparse.Namespace) -> None:
     print(f"disk: {size / disk:.2f} GB/s", flush=True)
     data = bytes(2**28)
     print(f"sha256: {0.268 / seconds(lambda: hashlib.sha256(data)):.2f} GB/s", flush=True)
-    streamed = search.Shard(path, device)
+    streamed = vectors.Shard(path, device)
     streamed.random_access = False
     found = {}
 
-    def run(shard: search.Shard, name: str) -> None:
+    def run(shard: vectors.Shard, name: str) -> None:
         found[name] = list(search.search(queries.numpy(), shard, args.k, ids))
 
     forget(path)
@@ -177,7 +178,7 @@ def measure_on_device(path: Path, args: argparse.Namespace) -> None:
     print(f"streamed from disk {stream:.2f} s", flush=True)
     cached = seconds(lambda: run(streamed, "again"), device)
     print(f"streamed from memory, not hashed {cached:.2f} s", flush=True)
-    resident = search.Shard(path, device)
+    resident = vectors.Shard(path, device)
     first = seconds(lambda: run(resident, "resident"), device)
     print(f"first pass, upload included {first:.2f} s", flush=True)
     times = [seconds(lambda: run(resident, "resident"), device) for _ in range(3)]

@@ -54,7 +54,7 @@ def test_layout_is_that_of_gte_qwen2(snapshot, staged):
 
 
 def test_staged_model_passes_preflight(staged):
-    from embedrepro.models.preflight import examine
+    from embedrepro.models.examination import examine
 
     assert all(row["ok"] for row in examine(staged)["findings"])
 

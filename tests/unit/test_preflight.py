@@ -10,8 +10,9 @@ import torch
 import traps
 from embedrepro.errors import UserError
 from embedrepro.files import write_json
-from embedrepro.models import preflight
-from embedrepro.models.preflight import examine, refuse_failed
+from embedrepro.models import examination
+from embedrepro.models.examination import examine
+from embedrepro.models.preflight import refuse_failed
 from embedrepro.models.staging import stage
 from minilm import minilm_folder
 from transformers import AutoModel, AutoTokenizer
@@ -153,7 +154,7 @@ def test_code_that_runs_from_elsewhere_is_found(staged):
     tokenizer, model, _ = load(folder)
     record = json.loads((folder / "stage.json").read_text())
     record["code"] = {"modeling_tiny.py": "0" * 64}
-    (row,) = preflight.Probe(folder, record, tokenizer, model).code()
+    (row,) = examination.Probe(folder, record, tokenizer, model).code()
     assert not row["ok"]
 
 
@@ -185,19 +186,19 @@ def test_prompt_that_never_reaches_the_tokens(staged):
     record = json.loads((folder / "stage.json").read_text())
     tokenizer, model, _ = load(folder)
     for prompt, ok in (("query: ", True), ("", True)):
-        probe = preflight.Probe(folder, record | {"query_prompt": prompt}, tokenizer, model)
+        probe = examination.Probe(folder, record | {"query_prompt": prompt}, tokenizer, model)
         assert [row["ok"] for row in probe.prompts()] == [ok]
 
     def deaf(text, **_):
         return {"input_ids": tokenizer(text.removeprefix("query: "))["input_ids"]}
 
-    probe = preflight.Probe(folder, record | {"query_prompt": "query: "}, tokenizer, model)
+    probe = examination.Probe(folder, record | {"query_prompt": "query: "}, tokenizer, model)
     probe.tokenizer = deaf
     assert [row["ok"] for row in probe.prompts()] == [False]
 
 
 def test_large_model_is_cut_to_its_first_layers(tmp_path, monkeypatch):
-    monkeypatch.setattr(preflight, "FULL_BYTES", 0)
+    monkeypatch.setattr(examination, "FULL_BYTES", 0)
     snapshot = traps.qwen2(tmp_path / "snap", layers=4)
     stage(traps.spec(facts={"attention": "causal"}), snapshot, tmp_path / "st")
     findings = examine(tmp_path / "st")["findings"]
@@ -207,7 +208,7 @@ def test_large_model_is_cut_to_its_first_layers(tmp_path, monkeypatch):
 
 
 def test_refusal_names_model_and_check():
-    rows = [preflight.finding("a", True, "x"), preflight.finding("b", False, "why\nnot")]
+    rows = [examination.finding("a", True, "x"), examination.finding("b", False, "why\nnot")]
     with pytest.raises(UserError) as error:
         refuse_failed(rows, "org/m")
     assert str(error.value) == "org/m: preflight check 'b' failed: why\\nnot"

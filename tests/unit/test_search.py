@@ -13,9 +13,10 @@ import pytrec_eval
 import torch
 from embedrepro.errors import UserError
 from embedrepro.files import save_array, sidecar
-from embedrepro.retrieval import search as module
+from embedrepro.retrieval import search, vectors
 from embedrepro.retrieval.hits import group_size, write_hits
 from embedrepro.retrieval.runs import read_run
+from embedrepro.retrieval.scores import dot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -139,13 +140,13 @@ def test_blocks_groups_and_ties(
     docs = [f"d{i}" for i in random.permutation(n)]
     save_array(folder / "c.npy", corpus)
     ids = pa.array(docs, pa.large_string())
-    shard = module.Shard(folder / "c.npy", "cpu")
+    shard = vectors.Shard(folder / "c.npy", "cpu")
     shard.random_access = not streamed  # as on a GPU that the corpus doesn't fit
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "CPU_SCORES", scores)
-        patch.setattr(module, "CPU_POOL", 1)  # the smallest groups of queries
-        patch.setattr(module, "group_size", lambda k: 4)
-        batches = list(module.search(wanted, shard, k, ids.take))
+        patch.setattr(search, "CPU_SCORES", scores)
+        patch.setattr(search, "CPU_POOL", 1)  # the smallest groups of queries
+        patch.setattr(search, "group_size", lambda k: 4)
+        batches = list(search.search(wanted, shard, k, ids.take))
     got = "".join(
         f"q{first + i} Q0 {docs[doc]} {rank} {score:.9g} m\n"
         for first, rows, values in batches
@@ -158,16 +159,16 @@ def test_blocks_groups_and_ties(
 @pytest.mark.parametrize("streamed", [False, True])
 def test_more_ties_at_the_cut_than_candidates_are_kept(tmp_path, streamed, monkeypatch):
     """Twenty thousand duplicates and better documents after them, k = 7."""
-    monkeypatch.setattr(module, "CPU_SCORES", 8000)
+    monkeypatch.setattr(search, "CPU_SCORES", 8000)
     corpus = np.ones((20_000, 16), dtype=np.float16)
     corpus[-3:] = 2
     docs = [f"d{i}" for i in np.random.default_rng(3).permutation(20_000)]
     save_array(tmp_path / "c.npy", corpus)
-    shard = module.Shard(tmp_path / "c.npy", "cpu")
+    shard = vectors.Shard(tmp_path / "c.npy", "cpu")
     shard.random_access = not streamed
     queries = np.ones((2, 16), dtype=np.float16)
     ids = pa.array(docs, pa.large_string())
-    (_, rows, scores) = next(iter(module.search(queries, shard, 7, ids.take)))
+    (_, rows, scores) = next(iter(search.search(queries, shard, 7, ids.take)))
     best = sorted(docs[-3:], reverse=True) + sorted(docs[:-3], reverse=True)[:4]
     assert [[docs[row] for row in found] for found in rows] == [best, best]
     assert scores.tolist() == [[32.0] * 3 + [16.0] * 4] * 2
@@ -217,10 +218,10 @@ def test_dot_is_exact_and_the_same_in_any_company():
     random = np.random.default_rng(7)
     a, b = (torch.from_numpy(random.standard_normal((50, 77)).astype(np.float16)) for _ in "ab")
     exact = (a.double().numpy() * b.double().numpy()).sum(1).astype(np.float32)
-    assert module.dot(a, b).numpy().tobytes() == exact.tobytes()
-    alone = torch.cat([module.dot(a[i : i + 1], b[i : i + 1]) for i in range(50)])
-    assert torch.equal(alone, module.dot(a, b))
-    assert not np.signbit(module.dot(-a[:1] * 0, b[:1]).numpy()).any()
+    assert dot(a, b).numpy().tobytes() == exact.tobytes()
+    alone = torch.cat([dot(a[i : i + 1], b[i : i + 1]) for i in range(50)])
+    assert torch.equal(alone, dot(a, b))
+    assert not np.signbit(dot(-a[:1] * 0, b[:1]).numpy()).any()
 
 
 def shard_files(tmp_path, **change):

@@ -2,39 +2,23 @@
 
 Newer libraries fail silently: an end token dropped, causal attention turned bidirectional, buffers
 left uninitialised. `preflight` loads the folder twice, in fresh child processes without network and
-with a cache of their own for custom code, and returns one finding for each check. Of a large model
-only the first layers are loaded; the finding `scope` says what that leaves unproven.
+with a cache of their own for custom code, and returns one finding for each check.
 """
 
-import argparse
-import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, printable
+from ..errors import UserError
+from .examination import FULL_BYTES, Finding, finding, weight_bytes
 from .facts import json_object
 
-Finding = dict[str, Any]  # {"check": name, "ok": bool, "detail": one line}
-FULL_BYTES = 700 * 2**20  # weights above this are loaded only in part
-LAYERS = 2
 TIMEOUT = 600  # seconds for one child
-# Parts of a checkpoint that pooling never reads.
-HEADS = re.compile(r"pooler|position_ids|lm_head|^cls\.|classifier|^score\.|predictions|rotary_emb")
-LAYER = re.compile(r"\.?(?:layers?|h|blocks?)\.(\d+)\.")
-TEXTS = (
-    "A lighthouse keeper counts the ships that pass at night.",
-    "rust",
-    "Zwei Züge, drei Brücken: 北京大学的图书馆在哪里? E = mc² (1905).",
-    "the quick brown fox jumps over the lazy dog and then walks home along the river " * 3,
-)
-NEAR = 1e-4  # float32 states that should be equal, relative to the largest
 
 
 def preflight(staged: Path) -> list[Finding]:
@@ -75,15 +59,6 @@ def refuse_failed(findings: list[Finding], model_id: str) -> None:
             raise UserError(f"{model_id}: preflight check '{row['check']}' failed: {row['detail']}")
 
 
-def weight_bytes(record: dict[str, Any]) -> int:
-    files = record["files"].items()
-    return sum(file["size"] for name, file in files if name.endswith((".safetensors", ".bin")))
-
-
-def finding(check: str, ok: bool, detail: str) -> Finding:
-    return {"check": check, "ok": bool(ok), "detail": printable(detail, 500)}
-
-
 def start(staged: Path, modules: Path, large: bool, *options: str) -> subprocess.Popen:
     environment = os.environ | {
         "HF_MODULES_CACHE": str(modules),
@@ -94,7 +69,7 @@ def start(staged: Path, modules: Path, large: bool, *options: str) -> subprocess
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "embedrepro.models.preflight", "--staged", str(staged), *options],
+        [sys.executable, "-m", "embedrepro.models.examination", "--staged", str(staged), *options],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -118,304 +93,3 @@ def finish(child: subprocess.Popen) -> dict[str, Any]:
     said = [line for line in err.splitlines() if line.strip()]
     last = said[-1] if said else "nothing on stderr"
     return {"error": f"the model can't be loaded and run (exit {child.returncode}): {last}"}
-
-
-# From here on: the child.
-
-
-def examine(staged: Path, digest_only: bool = False) -> dict[str, Any]:
-    """{"findings": [...], "digest": sha256 of some vectors and all buffers}."""
-    import torch
-
-    from .staged import verify_code
-
-    record = verify_code(staged)
-    tokenizer, model, findings = load(staged, record)
-    probe = Probe(staged, record, tokenizer, model)
-    checks: list[Callable[[], Iterator[Finding]]] = [
-        probe.code,
-        probe.end_token,
-        probe.tokenizer_file,
-        probe.prompts,
-        probe.finite,
-        probe.buffers,
-        probe.dimensions,
-        probe.attention,
-        probe.padding,
-    ]
-    with torch.no_grad():
-        for check in [] if digest_only else checks:
-            findings += check()
-        return {"findings": findings, "digest": probe.digest()}
-
-
-def load(staged: Path, record: dict[str, Any]) -> tuple[Any, Any, list[Finding]]:
-    """Tokenizer, model in float32 and the findings about what was loaded."""
-    import torch
-    from transformers import AutoConfig, AutoModel, AutoTokenizer, logging
-
-    logging.set_verbosity_error()
-    trust = {"trust_remote_code": bool(record["code"])}
-    config = AutoConfig.from_pretrained(staged, **trust)
-    layers, scope = truncate(config, record)
-    tokenizer = AutoTokenizer.from_pretrained(staged, **trust)
-    model, info = AutoModel.from_pretrained(
-        staged, config=config, dtype=torch.float32, output_loading_info=True, **trust
-    )
-    return tokenizer, model.eval(), [scope, weights_finding(info, layers)]
-
-
-def truncate(config: Any, record: dict[str, Any]) -> tuple[int | None, Finding]:
-    """Cut a large model's config to its first layers: (layers kept or None for all, finding)."""
-    size = weight_bytes(record)
-    layers = getattr(config, "num_hidden_layers", None)
-    if size <= FULL_BYTES or not layers or layers <= LAYERS:
-        return None, finding("scope", True, f"the whole model, {size / 1e6:.0f} MB, in float32")
-    config.num_hidden_layers = LAYERS
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:LAYERS]
-    detail = (
-        f"the first {LAYERS} of {layers} layers in float32: what the checks prove holds for "
-        f"them; the weights of layers {LAYERS} to {layers - 1} were not read"
-    )
-    return LAYERS, finding("scope", True, detail)
-
-
-def weights_finding(info: dict[str, Any], layers: int | None) -> Finding:
-    """Every parameter comes from the checkpoint, and no layer of the checkpoint is left over."""
-
-    def cut_off(name: str) -> bool:
-        number = LAYER.search(name)
-        return layers is not None and number is not None and int(number[1]) >= layers
-
-    missing = sorted(name for name in info["missing_keys"] if not HEADS.search(name))
-    mismatched = sorted(str(row[0]) for row in info["mismatched_keys"])
-    left_over = sorted(
-        name for name in info["unexpected_keys"] if not HEADS.search(name) and not cut_off(name)
-    )
-    for names, what in (
-        (missing, "not in the checkpoint and left random"),
-        (mismatched, "of another shape in the checkpoint and left random"),
-        (left_over, "in the checkpoint but not in the model: another architecture"),
-    ):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            return finding("weights", False, f"{what}: {', '.join(names[:3])}{more}")
-    return finding("weights", True, "every parameter is in the checkpoint, no layer is left over")
-
-
-class Probe:
-    """The checks, each a generator of findings, on one loaded model."""
-
-    def __init__(self, staged: Path, record: dict[str, Any], tokenizer: Any, model: Any) -> None:
-        self.staged, self.record = staged, record
-        self.tokenizer, self.model = tokenizer, model
-        self.known: dict[str, Any] = {}
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-
-    def ids(self, text: str, **options: Any) -> list[int]:
-        return list(self.tokenizer(text, **options)["input_ids"])
-
-    def states(self, rows: list[list[int]]) -> tuple[Any, Any]:
-        """Last hidden states [rows, length, d] and mask [rows, length] of padded token ids."""
-        import torch
-
-        key = repr(rows)
-        if key not in self.known:
-            batch = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
-            mask = batch["attention_mask"]
-            output = self.model(input_ids=batch["input_ids"], attention_mask=mask, return_dict=True)
-            self.known[key] = output.last_hidden_state.to(torch.float32), mask
-        return self.known[key]
-
-    def rows(self) -> list[list[int]]:
-        """The ids of the texts, cut to what a large model computes in a moment."""
-        return [self.ids(text, truncation=True, max_length=24) for text in TEXTS]
-
-    def pool(self, states: Any, mask: Any) -> Any:
-        """Pooled, normalised vectors [rows, d]."""
-        import torch
-
-        columns = torch.arange(mask.shape[1])
-        pooling = self.record["pooling"]
-        if pooling == "mean":
-            weights = mask.unsqueeze(-1).to(states.dtype)
-            vectors = (states * weights).sum(1) / weights.sum(1)
-        else:
-            real = columns * mask if pooling == "last_token" else (len(columns) - columns) * mask
-            vectors = states[torch.arange(len(states)), real.argmax(1)]
-        return torch.nn.functional.normalize(vectors, dim=-1)
-
-    def code(self) -> Iterator[Finding]:
-        """The class that runs is the one in the staged folder."""
-        kept = self.record["code"]
-        if not kept:
-            name = type(self.model).__name__
-            native = type(self.model).__module__.startswith("transformers.models.")
-            yield finding("code", native, f"{name} of {type(self.model).__module__}")
-            return
-        source = sys.modules[type(self.model).__module__].__file__
-        same = hashlib.sha256(Path(source).read_bytes()).hexdigest() in kept.values()
-        detail = f"{type(self.model).__name__} runs from {'the staged' if same else 'other'} code"
-        yield finding("code", same, detail)
-
-    def end_token(self) -> Iterator[Finding]:
-        """The end token closes a text, alone, in a batch, and when the text is cut."""
-        token = self.record["end_token"]
-        if token is None:
-            yield finding("end_token", True, "none is asked for")
-            return
-        wanted = self.tokenizer.convert_tokens_to_ids(token)
-        long = TEXTS[3]
-        shapes = {
-            "'a'": self.ids("a"),
-            "'a' in a batch": self.tokenizer(["a", long])["input_ids"][0],
-            "a text cut to 8 tokens": self.ids(long, truncation=True, max_length=8),
-        }
-        for name, ids in shapes.items():
-            if not ids or ids[-1] != wanted:
-                last = self.tokenizer.convert_ids_to_tokens(ids[-1:])
-                detail = (
-                    f"the last token of {name} is {last}, not {token}: the end token is dropped"
-                )
-                yield finding("end_token", False, detail)
-                return
-        yield finding("end_token", True, f"{token} closes every text")
-
-    def tokenizer_file(self) -> Iterator[Finding]:
-        """transformers' tokenizer gives the ids that tokenizer.json states; none is unknown."""
-        from tokenizers import Tokenizer
-
-        path = self.staged / "tokenizer.json"
-        if not path.is_file():
-            yield finding("tokenizer", True, "no tokenizer.json to compare with")
-            return
-        stated = Tokenizer.from_file(str(path))
-        stated.no_truncation()
-        stated.no_padding()
-        for text in TEXTS:
-            ours, theirs = self.ids(text), stated.encode(text).ids
-            if ours != theirs:
-                place = next(
-                    (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
-                    min(len(ours), len(theirs)),
-                )
-                detail = (
-                    f"{text[:30]!r} gives other tokens than tokenizer.json from token {place} on"
-                )
-                yield finding("tokenizer", False, detail)
-                return
-        yield finding("tokenizer", True, "gives what tokenizer.json states")
-
-    def prompts(self) -> Iterator[Finding]:
-        """A prompt reaches the tokens, before the text, which stays whole."""
-        text = TEXTS[0]
-        for role in ("query", "passage"):
-            prompt = self.record[f"{role}_prompt"]
-            if not prompt:
-                continue
-            alone, both = self.ids(text), self.ids(prompt + text)
-            if len(both) <= len(alone):
-                yield finding("prompts", False, f"the {role} prompt {prompt!r} adds no token")
-                return
-            if self.tokenizer.unk_token_id in set(both) - set(alone):
-                yield finding("prompts", False, f"the {role} prompt {prompt!r} is partly unknown")
-                return
-        yield finding("prompts", True, "each prompt that is stated reaches the tokens")
-
-    def finite(self) -> Iterator[Finding]:
-        """No NaN or infinity in a parameter, a buffer or an output."""
-        for kind, tensors in (
-            ("parameter", self.model.named_parameters()),
-            ("buffer", self.model.named_buffers()),
-        ):
-            for name, tensor in tensors:
-                # A sum is finite exactly where all is, and needs no second tensor of that size.
-                if tensor.is_floating_point() and not tensor.sum().isfinite():
-                    yield finding("finite", False, f"{kind} {name} holds NaN or infinity")
-                    return
-        states, mask = self.states(self.rows())
-        bad = not states[mask.bool()].isfinite().all()
-        yield finding("finite", not bad, "an output holds NaN or infinity" if bad else "no NaN")
-
-    def buffers(self) -> Iterator[Finding]:
-        """Custom code: buffers that are not in the checkpoint hold what their code computes.
-
-        transformers 5 builds models without memory and forgets such buffers, if the code doesn't
-        fill them again; what is then there need not be NaN.
-        """
-        if not self.record["code"]:
-            yield finding("buffers", True, "native class: transformers fills them")
-            return
-        fresh = dict(type(self.model)(self.model.config).named_buffers())
-        for name, buffer in self.model.named_buffers():
-            if not buffer.equal(fresh[name].to(buffer.dtype)):
-                detail = (
-                    f"buffer {name} is not what the code computes: left uninitialised by loading"
-                )
-                yield finding("buffers", False, detail)
-                return
-        yield finding("buffers", True, "as the code computes them")
-
-    def dimensions(self) -> Iterator[Finding]:
-        states, _ = self.states(self.rows()[1:2])
-        size, stated = states.shape[-1], self.record["hidden_size"]
-        yield finding("dimensions", size == stated, f"states have {size}, stage.json says {stated}")
-
-    def attention(self) -> Iterator[Finding]:
-        """A later token changes an earlier state, or doesn't, as declared; alone and padded."""
-        ids, _, _, long = self.rows()
-        if len(long) <= len(ids):  # tokens as short as bytes: something has to be padded
-            ids = ids[len(ids) // 2 :]
-        place = len(ids) // 2 + 1
-        changed = list(ids)
-        changed[place] = ids[1] if ids[place] != ids[1] else ids[2]
-        declared = self.record["attention"]
-        for how, others in (("alone", []), ("in a padded batch", [long])):
-            before, mask = self.states([ids, *others])
-            after, _ = self.states([changed, *others])
-            first = int(mask[0].argmax())
-            moved = (before - after)[0, first : first + place].abs().max()
-            scale = before[0].abs().max()
-            seen = "bidirectional" if moved > NEAR * scale else "causal"
-            if seen != declared:
-                detail = f"{declared} is declared, but a text {how} is read as {seen}"
-                yield finding("attention", False, detail)
-                return
-        yield finding("attention", True, f"{declared}, alone and in a padded batch")
-
-    def padding(self) -> Iterator[Finding]:
-        """A text's vector is the same alone and beside a longer one."""
-        rows = self.rows()
-        together = self.pool(*self.states(rows))
-        for text, row, vector in zip(TEXTS, rows, together, strict=True):
-            difference = float((self.pool(*self.states([row]))[0] - vector).abs().max())
-            if not difference <= NEAR:
-                detail = f"{text[:30]!r} alone and in a padded batch differ by {difference:.1e}"
-                yield finding("padding", False, detail)
-                return
-        yield finding("padding", True, f"alone and padded agree within {NEAR:g}")
-
-    def digest(self) -> str:
-        """sha256 over the vectors of the texts and all buffers."""
-        total = hashlib.sha256()
-        for row in self.rows():
-            total.update(self.pool(*self.states([row])).numpy().tobytes())
-        for _, buffer in sorted(self.model.named_buffers()):
-            total.update(buffer.contiguous().numpy().tobytes())
-        return total.hexdigest()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--staged", type=Path, required=True)
-    parser.add_argument("--digest-only", action="store_true", help="load and run, no checks")
-    arguments = parser.parse_args()
-    answer = examine(arguments.staged, arguments.digest_only)
-    print()  # ends whatever custom code printed
-    print(json.dumps(answer))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,71 @@
+"""Scores of queries and documents: fast float32 products, and the exact score of a pair."""
+
+from collections.abc import Callable
+
+import torch
+
+from .vectors import Shard
+
+PAIRS = {"cpu": 2**12, "cuda": 2**16}  # pairs scored exactly at a time
+
+
+class Product:
+    """Products of fixed queries with blocks, in float32 precision or better, into one buffer.
+
+    Tensor cores multiply float16 exactly and add in float32. Blocks come widened on a CPU.
+    """
+
+    def __init__(self, queries: torch.Tensor, size: int):
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        self.half = queries.is_cuda and queries.dtype == torch.float16
+        self.queries = queries if self.half else queries.float()
+        self.scores = torch.empty(len(queries) * size, dtype=torch.float32, device=queries.device)
+
+    def __call__(self, block: torch.Tensor) -> torch.Tensor:
+        """Scores (g, rows of the block), overwritten by the next call."""
+        shape = (len(self.queries), len(block))
+        out = self.scores[: shape[0] * shape[1]].view(shape)
+        if self.half:
+            return torch.mm(self.queries, block.T, out_dtype=torch.float32, out=out)
+        return torch.mm(self.queries, block.T, out=out)
+
+
+def score_rows(
+    queries: torch.Tensor, shard: Shard, q: torch.Tensor, rows: torch.Tensor
+) -> torch.Tensor:
+    """Exact scores of pairs (query `q`, shard row), fetched in the order of the rows."""
+    order = rows.argsort()
+    scores = torch.empty(len(q), dtype=torch.float32, device=q.device)
+    scores[order] = score_pairs(queries, q[order], rows[order], shard.gather)
+    return scores
+
+
+def score_pairs(
+    queries: torch.Tensor, q: torch.Tensor, rows: torch.Tensor, gather: Callable
+) -> torch.Tensor:
+    step = PAIRS[queries.device.type]
+    scores = torch.empty(len(q), dtype=torch.float32, device=queries.device)
+    for at in range(0, len(q), step):
+        part = slice(at, at + step)
+        scores[part] = dot(queries[q[part]], gather(rows[part]))
+    return scores
+
+
+def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The score: row-wise float64 dot products of `a` and `b` (n, dim), rounded to float32.
+
+    Products of float32 values are exact in float64, those of float16 values even in float32. They
+    are added by halves, always in the same order and without fused multiply-add, so every device
+    gives the same bits.
+    """
+    if a.dtype == torch.float16:
+        x = (a.float() * b.float()).double()
+    else:
+        x = a.double() * b.double()
+    while (n := x.shape[1]) > 1:
+        y = x[:, : n // 2] + x[:, n // 2 : n // 2 * 2]
+        if n % 2:
+            y[:, 0] += x[:, -1]
+        x = y
+    return x[:, 0].float() + 0.0  # no negative zero
