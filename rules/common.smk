@@ -3,11 +3,9 @@ import base64
 import gc
 import json
 import shlex
-import subprocess
 import sys
 import zlib
 from functools import cache
-from importlib import metadata
 
 import yaml
 from snakemake.common.configfile import load_configfile
@@ -25,7 +23,6 @@ from embedrepro.datasets.registry import expand, read_registry
 from embedrepro.errors import UserError, printable
 from embedrepro.experiment import Experiment, absolute_paths
 from embedrepro.files import digest, sha256
-from embedrepro.plan import BYTES_A_PARAMETER, encode_seconds
 
 
 wildcard_constraints:
@@ -291,107 +288,3 @@ def recorded():
 def report_files():
     names = ["report.html", "report.md", "report.tex", "metrics.tsv", "verdicts.tsv"]
     return [f"{RESULTS}/{name}" for name in [*names, "speed.tsv", "provenance.json"]]
-
-
-def plan():
-    """Every step with its outputs, bytes to download and device seconds, for `show_plan.py`."""
-    tflops = EXPERIMENT.config["plan"]["tflops"]
-    datasets = EXPERIMENT.datasets.values()
-    steps = []
-
-    def add(step, what, outputs, size=0, seconds=0):
-        value = {"step": step, "what": what, "outputs": outputs}
-        steps.append(value | {"bytes": size, "seconds": seconds})
-
-    for model in EXPERIMENT.models.values():
-        if model.source_spec:
-            size = model_bytes(model)
-            add("download_model", model.id, [manifest(model)], size)
-    for dataset in datasets:
-        local = {"beir", "flagembedding"} & dataset.spec["source"].keys()
-        unknown = None if dataset.size_mb is None else dataset.size_mb * 1e6
-        size = 0 if local else unknown
-        add("prepare_dataset", dataset.name, [prepared(dataset)], size)
-    for model in EXPERIMENT.models.values():
-        if model.kind != "dense":
-            continue
-        add("stage_model", model.id, [staged(model)])
-        parameters = model.stage_spec["registry"].get("parameters")
-        for dataset in datasets:
-            what = f"{model.id} on {dataset.name}"
-            seconds = encode_seconds(dataset.documents, parameters, tflops)
-            shards = corpus_shards(model, dataset)
-            add("encode_corpus", what, shards, 0, seconds)
-            queries = [query_embeddings(model, dataset, s) for s in dataset.splits]
-            add("encode_queries", what, queries)
-            found = [h for s in dataset.splits for h in hits(model, dataset, s)]
-            add("search_shard", what, found)
-    add("run files", EXPERIMENT.name, [run_file(*row) for row in rows()])
-    add("scores", EXPERIMENT.name, [score_file(*row) for row in rows()])
-    add("report", EXPERIMENT.name, report_files())
-    return {"tflops": tflops, "steps": steps}
-
-
-def model_bytes(model):
-    """Bytes to download; None where the registry doesn't know the model's size."""
-    if {"path", "demo"} & model.source_spec["source"].keys():
-        return 0
-    parameters = model.stage_spec.get("registry", {}).get("parameters")
-    return None if parameters is None else parameters * BYTES_A_PARAMETER
-
-
-def git(*arguments):
-    try:
-        answer = subprocess.run(
-            ["git", "-C", REPOSITORY, *arguments],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None  # a release without its history, or a machine without git
-    return answer.stdout.strip()
-
-
-def command_line():
-    """The command that repeats this experiment."""
-    files = [
-        f"--configfile {shlex.quote(str(f))}" for f in workflow.overwrite_configfiles
-    ]
-    overrides = [
-        shlex.quote(f"{k}={json.dumps(v)}")
-        for k, v in workflow.config_settings.config.items()
-    ]
-    given = files + (["--config", *overrides] if overrides else [])
-    snakefile = shlex.quote(str(REPOSITORY / "Snakefile"))
-    return " ".join(["snakemake", "-s", snakefile, *given, "--cores all"])
-
-
-def experiment_facts():
-    """What the report says of the experiment itself."""
-    packages = [
-        "snakemake",
-        "torch",
-        "transformers",
-        "FlagEmbedding",
-        "huggingface_hub",
-        "numpy",
-    ]
-    packages += ["pyarrow", "pytrec-eval-terrier"]
-    return {
-        "experiment": EXPERIMENT.name,
-        "models": [
-            {"id": m.id, "model": m.slug, "revision": m.revision, "kind": m.kind}
-            for m in EXPERIMENT.models.values()
-        ],
-        "datasets": [
-            {"name": d.name, "slug": d.slug, "split": split}
-            for d in EXPERIMENT.datasets.values()
-            for split in d.splits
-        ],
-        "metrics": EXPERIMENT.config["evaluate"]["metrics"],
-        "command": command_line(),
-        "git_commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "versions": {name: metadata.version(name) for name in packages},
-    }
