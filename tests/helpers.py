@@ -1,5 +1,6 @@
-"""What the workflow's tests share: run it as a user does, from another folder."""
+"""What tests share: run the workflow as a user does, from another folder; make a dataset."""
 
+import json
 import os
 import subprocess
 import sys
@@ -46,3 +47,20 @@ def jobs(process: subprocess.CompletedProcess) -> dict[str, int]:
         counts[words[0]] = int(words[1])
     counts.pop("total", None)
     return counts
+
+
+def prepared_dataset(folder: Path, passages: dict, queries: dict) -> Path:
+    """A prepared dataset of {id: (title, text)} and {id: text}; d1 is relevant to every query."""
+    from embedrepro.datasets.prepare import prepare
+
+    source = folder / "source"
+    (source / "qrels").mkdir(parents=True)
+    lines = [{"_id": i, "title": t, "text": text} for i, (t, text) in passages.items()]
+    (source / "corpus.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    lines = [{"_id": i, "text": text} for i, text in queries.items()]
+    (source / "queries.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    rows = "".join(f"{query}\td1\t1\n" for query in queries)
+    (source / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{rows}")
+    spec = {"name": "made", "source": {"beir": str(source)}, "splits": {"test": "test"}}
+    prepare(spec, folder / "made")
+    return folder / "made"

@@ -15,6 +15,7 @@ from embedrepro.datasets.prepare import prepare
 from embedrepro.errors import UserError
 from embedrepro.retrieval.bm25 import DEFAULTS, Tokenizer, search_bm25
 from embedrepro.retrieval.runs import read_run
+from helpers import prepared_dataset
 
 XQUAD = Path(__file__).parents[2].parent / "shared" / "data" / "xquad-en"
 PASSAGES = {
@@ -26,20 +27,6 @@ PASSAGES = {
     "d6": ("", "cats purr when they are happy"),
 }
 QUERIES = {"q1": "happy cats", "q2": "高兴的猫", "q3": "zzz", "q4": "the", "q5": "猫"}
-
-
-def make(folder: Path, passages=PASSAGES, queries=QUERIES) -> Path:
-    source = folder / "source"
-    (source / "qrels").mkdir(parents=True)
-    lines = [{"_id": i, "title": t, "text": text} for i, (t, text) in passages.items()]
-    (source / "corpus.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    lines = [{"_id": i, "text": text} for i, text in queries.items()]
-    (source / "queries.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    rows = "".join(f"{query}\td1\t1\n" for query in queries)
-    (source / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{rows}")
-    spec = {"name": "made", "source": {"beir": str(source)}, "splits": {"test": "test"}}
-    prepare(spec, folder / "made")
-    return folder / "made"
 
 
 def run_bm25(folder: Path, dataset: Path, spec: dict, k: int, monkeypatch) -> dict:
@@ -72,7 +59,13 @@ def test_published_row_of_mteb(tmp_path, monkeypatch):
 
 
 def test_scores_are_those_of_bm25s_and_ties_go_by_id(tmp_path, monkeypatch):
-    run = run_bm25(tmp_path, make(tmp_path), {"tokenizer": "words"}, 10, monkeypatch)
+    run = run_bm25(
+        tmp_path,
+        prepared_dataset(tmp_path, PASSAGES, QUERIES),
+        {"tokenizer": "words"},
+        10,
+        monkeypatch,
+    )
     texts = [f"{title} {text}".strip() for title, text in PASSAGES.values()]
     stem = Stemmer.Stemmer("english")
     index = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
@@ -85,7 +78,7 @@ def test_scores_are_those_of_bm25s_and_ties_go_by_id(tmp_path, monkeypatch):
 
 
 def test_text_without_spaces_is_found_by_pairs(tmp_path, monkeypatch):
-    dataset = make(tmp_path)
+    dataset = prepared_dataset(tmp_path, PASSAGES, QUERIES)
     run = run_bm25(tmp_path, dataset, {}, 10, monkeypatch)
     assert list(run["q2"]) == ["d3", "d4"] and list(run["q1"]) == ["d1", "d6", "d5", "d2"]
     run = run_bm25(tmp_path, dataset, {"tokenizer": "characters"}, 10, monkeypatch)
@@ -115,9 +108,17 @@ def test_english_is_tokenised_as_bm25s_does():
 
 def test_ties_at_the_cut(tmp_path, monkeypatch):
     passages = {f"d{i}": ("", "same words") for i in np.random.default_rng(0).permutation(50)}
-    dataset = make(tmp_path, passages | {"d1": ("", "same words")}, {"q": "words"})
+    dataset = prepared_dataset(tmp_path, passages | {"d1": ("", "same words")}, {"q": "words"})
     run = run_bm25(tmp_path, dataset, {}, 5, monkeypatch)
     assert list(run["q"]) == ["d9", "d8", "d7", "d6", "d5"]
+
+
+def test_the_query_s_own_document_does_not_count_among_the_best(tmp_path, monkeypatch):
+    passages = {f"d{i}": ("", "same words") for i in range(9)}
+    dataset = prepared_dataset(tmp_path, passages, {"q": "words", "d8": "words", "d1": "words"})
+    run = run_bm25(tmp_path, dataset, {}, 2, monkeypatch)
+    assert [list(run[query]) for query in ("q", "d8")] == [["d8", "d7"], ["d8", "d7", "d6"]]
+    assert list(run["d1"]) == ["d8", "d7"]  # its own is not among them
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,12 @@ def test_cut_and_constant_scores(tmp_path, monkeypatch, runs):
     assert fuse_by_command(tmp_path, monkeypatch, runs, {"method": "sum"}, 9)["q3"] == {"d5": 0.0}
 
 
+def test_the_query_s_own_document_does_not_count_among_the_best(tmp_path, monkeypatch):
+    write_run(tmp_path / "a.trec", [ranked("d1", {"d1": 3.0, "d2": 2.0, "d3": 1.0})], "a")
+    fused = fuse_by_command(tmp_path, monkeypatch, [tmp_path / "a.trec"], {}, 1)
+    assert list(fused["d1"]) == ["d1", "d2"]
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

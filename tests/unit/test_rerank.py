@@ -12,6 +12,7 @@ import torch
 from embedrepro.errors import UserError
 from embedrepro.retrieval.rerank import read_spec, shard_bounds
 from embedrepro.retrieval.runs import read_run, write_run
+from helpers import prepared_dataset
 
 WORDS = ["cats", "dogs", "purr", "bark", "sleep", "run", "eat", "fish", "birds", "fly", "home"]
 
@@ -44,8 +45,6 @@ def model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> tuple[Path, dict, dict]:
     """A prepared dataset of 70 queries and 40 passages, and a run of 6 documents a query."""
-    from embedrepro.datasets.prepare import prepare
-
     folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(1)
 
     def sentence(least: int, most: int) -> str:
@@ -53,16 +52,7 @@ def data(tmp_path_factory) -> tuple[Path, dict, dict]:
 
     queries = {f"q{i}": sentence(2, 5) for i in range(70)}
     passages = {f"d{i}": (WORDS[i % 9] if i % 3 else "", sentence(5, 30)) for i in range(40)}
-    source = folder / "source"
-    (source / "qrels").mkdir(parents=True)
-    lines = [{"_id": i, "title": t, "text": text} for i, (t, text) in passages.items()]
-    (source / "corpus.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    lines = [{"_id": i, "text": text} for i, text in queries.items()]
-    (source / "queries.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    rows = "".join(f"{query}\td1\t1\n" for query in queries)
-    (source / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{rows}")
-    spec = {"name": "made", "source": {"beir": str(source)}, "splits": {"test": "test"}}
-    prepare(spec, folder / "made")
+    prepared_dataset(folder, passages, queries)
     scores = np.arange(6, 0, -1, dtype=np.float32)
     found = {query: list(random.choice(list(passages), 6, replace=False)) for query in queries}
     write_run(folder / "run.trec", ((q, docs, scores) for q, docs in found.items()), "first")

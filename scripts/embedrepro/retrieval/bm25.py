@@ -22,7 +22,7 @@ from ..encode.shard import read_texts
 from ..errors import UserError
 from ..files import read_json
 from ..schema import over_defaults
-from .runs import Ranking, read_ids, trec_order
+from .runs import Ranking, kept, read_ids, trec_order
 
 DEFAULTS = {
     "method": "lucene",  # robertson, lucene, atire, bm25l, bm25+
@@ -113,9 +113,11 @@ def search_bm25(dataset: Path | str, split: str, spec: dict[str, Any], k: int) -
         if not known:
             continue
         scores = index.get_scores_from_ids(known)
-        rows = best_rows(scores, k, ids)
-        if len(rows):
-            yield query, ids.take(rows).to_pylist(), scores[rows]
+        rows = best_rows(scores, k + 1, ids)
+        docs = ids.take(rows).to_pylist()
+        depth = kept(query, docs, k)
+        if docs:
+            yield query, docs[:depth], scores[rows[:depth]]
 
 
 def best_rows(scores: np.ndarray, k: int, ids: Any) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..schema import over_defaults
-from .runs import Ranking, iter_run, ranked
+from .runs import Ranking, iter_run, kept, ranked
 
 DEFAULTS = {"method": "rrf", "k": 60, "normalize": "min-max", "weights": None}
 CHOICES = {"method": ("rrf", "sum"), "normalize": ("min-max", "none")}
@@ -44,7 +44,7 @@ def contributions(scores: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
 
 
 def fuse(paths: Sequence[Path | str], spec: dict[str, Any], k: int) -> Iterator[Ranking]:
-    """Fuse TREC runs; yield per query, in the order they first come, the best `k`.
+    """Fuse TREC runs; yield per query, in the order they first come, the best `k` (see `kept`).
 
     A document missing from a run gets nothing from it. Fused scores are rounded to float32, as
     trec_eval holds them, before they are ordered.
@@ -59,4 +59,5 @@ def fuse(paths: Sequence[Path | str], spec: dict[str, Any], k: int) -> Iterator[
                 total[doc] = total.get(doc, 0.0) + value
     for query, total in fused.items():
         _, docs, scores = ranked(query, total)
-        yield query, docs[:k], scores[:k]
+        depth = kept(query, docs, k)
+        yield query, docs[:depth], scores[:depth]

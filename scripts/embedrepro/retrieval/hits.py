@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from ..errors import UserError
 from ..files import sealed, whole
-from .runs import Ranking, read_ids, trec_order
+from .runs import Ranking, kept, read_ids, trec_order
 
 META = b"embed-repro"
 SCHEMA = pa.schema([("query", pa.int32()), ("doc", pa.int64()), ("score", pa.float32())])
@@ -77,8 +77,8 @@ def merge_hits(
         for start, stop in zip(starts, np.r_[starts[1:], len(query)], strict=True):
             name = query_ids[query[start]]
             docs = doc_ids.take(pa.array(doc[start : min(stop, start + k + 1)])).to_pylist()
-            kept = k + (spare_identical_ids and name in docs)
-            yield name, docs[:kept], score[start : start + len(docs[:kept])]
+            docs = docs[: kept(name, docs, k) if spare_identical_ids else k]
+            yield name, docs, score[start : start + len(docs)]
 
 
 def _open_shards(

@@ -6,7 +6,7 @@ run written here is already in that order, so the rank in the file is the rank t
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -52,6 +52,14 @@ def tie_order(key: np.ndarray, doc: np.ndarray, ids: Ids) -> np.ndarray:
     rank = np.empty(len(rows), dtype=np.int64)
     rank[by_id] = np.arange(len(rows))
     return np.lexsort((rank[place], key))
+
+
+def kept(query: str, docs: Sequence[str], k: int) -> int:
+    """How many of `docs`, best first, make a run of `k`: the query's own document doesn't count.
+
+    So a protocol that drops it finds `k` others.
+    """
+    return k + (query in docs[: k + 1])
 
 
 def read_ids(path: Path | str, start: int = 0, stop: int | None = None) -> pa.Array:
