@@ -3,9 +3,10 @@
 
 import argparse
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from embedrepro.encode import load_engine
+from embedrepro.encode import import_libraries, load_engine
 from embedrepro.errors import UserError, run_cli
 from embedrepro.files import read_json
 
@@ -36,7 +37,10 @@ def main() -> None:
 
     row_range(args.texts, args.shard, args.shards)  # a mistake shows before a model is loaded
     spec = read_json(args.spec)
-    verify_staged(args.staged)
+    with ThreadPoolExecutor(1) as pool:  # hashing files leaves the interpreter to the imports
+        verified = pool.submit(verify_staged, args.staged)
+        import_libraries()
+        verified.result()
     engine = load_engine(args.staged, spec.get("facts") or {}, args.device, args.tokens_per_batch)
     encode_shard(engine, args.texts, spec, args.role, args.shard, args.shards, args.output)
 

@@ -204,7 +204,7 @@ class SentenceTransformers:
         np.save(output, self.model.encode(texts, batch_size=256).astype(np.float32))
 
 
-def engines(folder: Path) -> dict:
+def engines(folder: Path, chosen: list[str]) -> dict:
     """What is compared, by name; peers that aren't installed are left out with a word."""
     facts = json.loads((folder / "stage.json").read_text())
     made = {}
@@ -224,6 +224,8 @@ def engines(folder: Path) -> dict:
             "packed bf16": lambda: Packed(folder, "bfloat16"),
         }
     for name, make in makers.items():
+        if chosen and name not in chosen:
+            continue
         try:
             made[name] = make()
         except ImportError as error:
@@ -234,7 +236,7 @@ def engines(folder: Path) -> dict:
 def compare(name: str, folder: Path, texts: list[str], scratch: Path, args) -> dict:
     """Interleaved rounds of every engine on one geometry; a table, ratios last."""
     facts = resolve(folder, {})
-    found = engines(folder)
+    found = engines(folder, args.engines)
     peers = texts[: max(1, len(texts) // args.peer_share)]
     sets = {key: texts if key.startswith("packed") else peers for key in found}
     corpora = {
@@ -536,6 +538,7 @@ def main() -> None:
     parser.add_argument(
         "--parts", nargs="*", default=["attention", "speed", "bytes", "start", "memory"]
     )
+    parser.add_argument("--engines", nargs="*", default=[], help="only these, packed among them")
     parser.add_argument("--passages", type=int, default=16384)
     parser.add_argument("--peer-share", type=int, default=4, help="peers get 1/N of the passages")
     parser.add_argument("--sample", type=int, default=256, help="texts held against float32")

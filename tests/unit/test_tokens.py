@@ -110,6 +110,15 @@ def test_a_process_that_dies_is_an_error(staged, eager):
     assert all(process.poll() is not None for process in eager[0].processes)
 
 
+def test_a_pool_can_be_closed_while_it_starts(staged):
+    rust = AutoTokenizer.from_pretrained(staged).backend_tokenizer
+    for wait in (0, 0.001, 0.01, 0.1, 0.3):
+        pool = tokens.tokenizer_pool.Pool(rust, "", 64, 8)
+        time.sleep(wait)
+        pool.close()
+        assert all(process.poll() is not None for process in pool.processes)
+
+
 def test_processes_end_with_the_one_that_started_them(staged):
     script = (
         "import sys, time; from tokenizers import Tokenizer\n"

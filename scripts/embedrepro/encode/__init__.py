@@ -35,8 +35,7 @@ def load_engine(
         from ..models.staged import verify_code
 
         verify_code(Path(staged))
-    # Nothing here may reach for the network: the staged folder is whole.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import_libraries()
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -46,6 +45,13 @@ def load_engine(
     else:
         from .flag import FlagEngine as Engine
     return Engine(facts, pick_device(device), tokens_per_batch)
+
+
+def import_libraries() -> None:
+    """Import what takes seconds: for who has something to do meanwhile."""
+    # Nothing here may reach for the network: the staged folder is whole.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from transformers import AutoModel, AutoTokenizer  # noqa: F401
 
 
 def pick_device(device: str) -> str:
@@ -59,4 +65,4 @@ def pick_device(device: str) -> str:
     return device
 
 
-__all__ = ["Facts", "load_engine", "pick_device", "resolve"]
+__all__ = ["Facts", "import_libraries", "load_engine", "pick_device", "resolve"]

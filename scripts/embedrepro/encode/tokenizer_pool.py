@@ -1,22 +1,23 @@
 """Rust tokenizers in processes of their own: reading ids out of one is Python work, one at a time.
 
-Run as a program this file is such a process. It reads pickles from standard input, first
-`(tokenizer as JSON, prompt, limit)`, then lists of texts, and answers each list on standard output
-with `tokenise`'s arrays. It ends with its input, so also when the process that started it dies. It
-imports no torch: it is ready in a fraction of a second.
+Run as a program this file is such a process. It reads pickles from standard input: first
+`(tokenizer as JSON, prompt, limit)`, answered on standard output with True, then lists of texts,
+each answered with `tokenise`'s arrays. It ends with its input, so also when the process that
+started it dies. It imports no torch: it is ready in a fraction of a second.
 """
 
 import os
 import pickle
+import queue
 import signal
 import subprocess
 import sys
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -40,15 +41,18 @@ def tokenise(tokenizer: Tokenizer, prompt: str, limit: int, texts: list[str]) ->
 
 
 class Pool:
-    """`count` such processes, each with a thread that talks to it. `close` ends them."""
+    """`count` such processes, as many threads that talk to them. `close` ends them."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: str, limit: int, count: int) -> None:
         self.count = count
-        self.setup = pickle.dumps((tokenizer.to_str(), prompt, limit))
-        self.mine = threading.local()
-        self.processes: list[subprocess.Popen] = []
-        self.threads = ThreadPoolExecutor(count, initializer=self._start)
-        self.started = [self.threads.submit(self._ask, []) for _ in range(count)]
+        self.processes = [_start() for _ in range(count)]
+        # First in, first out, and always one for each thread: none waits, even if some are dead.
+        self.free: queue.SimpleQueue[subprocess.Popen] = queue.SimpleQueue()
+        for process in self.processes:
+            self.free.put(process)
+        self.threads = ThreadPoolExecutor(count)
+        setup = (tokenizer.to_str(), prompt, limit)
+        self.started = [self.threads.submit(self._ask, setup) for _ in range(count)]
 
     def ready(self) -> bool:
         """Whether all have loaded their tokenizer; raises RuntimeError if one could not."""
@@ -70,34 +74,34 @@ class Pool:
             process.kill()
         self.threads.shutdown()  # whoever still waited for an answer has none now
         for process in self.processes:
-            process.kill()  # one that was only starting
             process.wait()
             process.stdout.close()
             with suppress(OSError):
                 process.stdin.close()
 
-    def _start(self) -> None:
-        one = {name: "1" for name in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS")}
-        # -P: this folder's modules are not to hide others of the same name.
-        self.mine.process = subprocess.Popen(
-            [sys.executable, "-P", __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            pipesize=2**18,  # a chunk in one or two pieces, each of which waits for its turn
-            env=os.environ | one,
-        )
-        self.processes.append(self.mine.process)
-        self.mine.process.stdin.write(self.setup)
-
-    def _ask(self, texts: list[str]) -> Arrays:
-        process = self.mine.process
+    def _ask(self, message: Any) -> Any:
+        process = self.free.get()
         try:
-            pickle.dump(texts, process.stdin, pickle.HIGHEST_PROTOCOL)
+            pickle.dump(message, process.stdin, pickle.HIGHEST_PROTOCOL)
             process.stdin.flush()
             return pickle.load(process.stdout)
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             process.kill()
             raise RuntimeError(f"a tokenizer process ended, status {process.wait()}") from error
+        finally:
+            self.free.put(process)
+
+
+def _start() -> subprocess.Popen:
+    one = {name: "1" for name in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS")}
+    return subprocess.Popen(
+        # -P: this folder's modules are not to hide others of the same name.
+        [sys.executable, "-P", __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        pipesize=2**18,  # a chunk in one or two pieces, each of which waits for its turn
+        env=os.environ | one,
+    )
 
 
 def main() -> None:
@@ -106,10 +110,11 @@ def main() -> None:
     try:
         text, prompt, limit = pickle.load(source)
         tokenizer = Tokenizer.from_str(text)
+        answer: Any = True
         while True:
-            found = tokenise(tokenizer, prompt, limit, pickle.load(source))
-            pickle.dump(found, sink, pickle.HIGHEST_PROTOCOL)
+            pickle.dump(answer, sink, pickle.HIGHEST_PROTOCOL)
             sink.flush()
+            answer = tokenise(tokenizer, prompt, limit, pickle.load(source))
     except (EOFError, BrokenPipeError, pickle.UnpicklingError):
         os._exit(0)  # nobody asks any more
 
