@@ -21,7 +21,7 @@ from embedrepro.report.html import script_json
 from embedrepro.report.latex import escape as tex
 from embedrepro.report.markdown import code
 from embedrepro.report.markdown import escape as md
-from embedrepro.report.text import literal, one_line, quantity, source_label, web_address
+from embedrepro.report.text import decimals, literal, one_line, quantity, source_label, web_address
 from made_results import Made
 
 ROOT = Path(__file__).parents[2]
@@ -482,3 +482,11 @@ def test_twenty_by_twenty_stays_small(tmp_path):
     assert (tmp_path / "out/report.html").stat().st_size < 3_000_000
     assert sum(map(len, found.data["explorer"])) <= BUDGET
     assert min(unpack(entry)["rounds"] for entry in found.data["explorer"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("4.8099e-06", "0.000005"), ("-0.00005", "-0.00005"), ("0.1234567", "0.123457"), ("", "")],
+)
+def test_small_differences_are_printed_in_decimals(text, shown):
+    assert decimals(text) == shown

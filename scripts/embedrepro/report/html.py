@@ -14,7 +14,7 @@ from .collect import WORST_FIRST, Column, Key, Model, Report
 from .cost import Cost, costs, dataset_costs
 from .explorer import explore
 from .markdown import SIGNS
-from .text import literal, number, one_line, quantity, source_label, web_address
+from .text import decimals, literal, number, one_line, quantity, source_label, web_address
 
 PAGE = Path(__file__).parent / "page"
 PARITY = 1e-4  # how far FlagEmbedding's own number may lie from ours
@@ -32,6 +32,7 @@ def html(report: Report) -> str:
     )
     environment.filters |= {
         "number": number,
+        "decimals": decimals,
         "quantity": quantity,
         "one_line": one_line,
         "link": web_address,

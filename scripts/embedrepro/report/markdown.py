@@ -4,7 +4,7 @@ import re
 
 from .collect import VERDICTS, Report, Score
 from .cost import costs
-from .text import number, one_line, quantity, web_address
+from .text import decimals, number, one_line, quantity, web_address
 
 SIGNS = dict(zip(VERDICTS, ("✓", "▲", "▼", "○"), strict=True))
 
@@ -71,7 +71,7 @@ def verdict_table(report: Report) -> str:
                 f"{SIGNS.get(verdict, '○')} {escape(verdict)}" + reason(row),
                 *(escape(row[name]) for name in ("model_id", "dataset", "metric")),
                 f"[{escape(row['published'])}](<{link}>)" if link else escape(row["published"]),
-                *(escape(row[name]) for name in ("measured", "delta", "tolerance")),
+                *(escape(decimals(row[name])) for name in ("measured", "delta", "tolerance")),
             ]
         )
     return table(header, rows, right=4)

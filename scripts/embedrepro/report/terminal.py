@@ -5,7 +5,7 @@ from pathlib import Path
 from ..errors import printable
 from .collect import Report
 from .markdown import SIGNS, headline
-from .text import number
+from .text import decimals, number
 
 COLUMNS = ("model_id", "dataset", "metric", "published", "measured", "delta")
 ROWS = 40  # of verdicts, the worst first
@@ -14,7 +14,7 @@ ROWS = 40  # of verdicts, the worst first
 def summary(report: Report, page: Path) -> str:
     """The verdicts (without any, the scores) and where the report lies; safe to print."""
     shown = report.worst_first()[:ROWS]
-    rows = [[printable(row[name], 48) for name in COLUMNS] for row in shown]
+    rows = [[printable(decimals(row[name]), 48) for name in COLUMNS] for row in shown]
     table = [["model", *COLUMNS[1:]], *rows]
     widths = [max(len(row[i]) for row in table) for i in range(len(COLUMNS))]
     verdicts = ["verdict"] + [verdict(row["verdict"]) for row in shown]

@@ -54,6 +54,14 @@ def number(value: float | None, digits: int = 4) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def decimals(text: str) -> str:
+    """A number from a table, in at most six decimals and never as 4e-06; other text as it is."""
+    try:
+        return text if re.fullmatch(r"-?\d+(\.\d{1,6})?", text) else f"{float(text):.6f}"
+    except ValueError:
+        return text
+
+
 def quantity(value: float | None) -> str:
     """A rate, a count or seconds, to about three figures: 0.42, 7.1, 38, 1,204."""
     if value is None:
