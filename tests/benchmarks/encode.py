@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How fast and how exact is encoding, beside what a user would take instead? One command, one run.
 
-    python tests/benchmarks/encode.py --bert-tokenizer FOLDER [--qwen-tokenizer FOLDER] [--small]
+    python tests/benchmarks/encode.py [--bert-tokenizer FOLDER] [--qwen-tokenizer FOLDER] [--small]
 
 Models have random weights in real geometries; tokenizers are real; passages have MS MARCO's lengths
 (normal in words, about 70 ± 30 tokens). Every engine gets the same texts and weights and goes from
@@ -354,22 +354,24 @@ def same_bytes(name: str, folder: Path, texts: list[str], scratch: Path) -> dict
             parts.append(np.load(scratch / "part.npy"))
         return np.concatenate(parts)
 
-    seen = {f"{n} shards": digest(whole(corpus, n)) for n in (1, 2, 4, 7)}
+    seen = {}
+
+    def note(key: str, vectors: np.ndarray) -> None:
+        seen[key] = digest(vectors)
+        print(f"  {seen[key]} {key}", flush=True)
+
+    print(f"\n{name}: {len(texts)} passages")
+    for n in (1, 2, 4, 7):
+        note(f"{n} shards", whole(corpus, n))
     order = np.random.default_rng(0).permutation(len(texts))
     shuffled = whole(write_corpus(scratch / "shuffled.parquet", [texts[i] for i in order]))
-    seen["shuffled"] = digest(shuffled[np.argsort(order)])
-    seen["fresh process and compiler cache"] = digest(
-        run_cli(folder, corpus, scratch, scratch / "another-cache")[1]
-    )
+    note("shuffled", shuffled[np.argsort(order)])
     budget = engine.tokens_per_batch
     engine.tokens_per_batch = max(budget // 2, LENGTH)
-    seen[f"{engine.tokens_per_batch} instead of {budget} tokens a batch"] = digest(whole(corpus))
-    print(
-        f"\n{name}: {len(texts)} passages,",
-        "identical bytes" if len(set(seen.values())) == 1 else "BYTES DIFFER",
-    )
-    for key, value in seen.items():
-        print(f"  {value} {key}", flush=True)
+    note(f"{engine.tokens_per_batch} instead of {budget} tokens a batch", whole(corpus))
+    fresh = run_cli(folder, corpus, scratch, scratch / "another-cache")[1]
+    note("fresh process and compiler cache", fresh)
+    print("  identical bytes" if len(set(seen.values())) == 1 else "  BYTES DIFFER")
     return seen
 
 
@@ -532,7 +534,7 @@ def microseconds(run) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--bert-tokenizer", required=True, help="folder with a BERT tokenizer")
+    parser.add_argument("--bert-tokenizer", help="folder with a BERT tokenizer; default MiniLM's")
     parser.add_argument("--qwen-tokenizer", help="folder with a Qwen2 tokenizer")
     parser.add_argument("--geometries", nargs="*", default=list(GEOMETRIES), choices=GEOMETRIES)
     parser.add_argument(
@@ -546,6 +548,11 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a quarter of each width, two layers")
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     args = parser.parse_args()
+    if args.bert_tokenizer is None:
+        sys.path.insert(0, str(Path(__file__).parents[1]))
+        from minilm import minilm_folder
+
+        args.bert_tokenizer = str(minilm_folder())
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     device = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{os.cpu_count()} CPU cores"

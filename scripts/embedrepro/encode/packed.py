@@ -1,9 +1,9 @@
 """The packed engine: native transformers models on batches of constant shape.
 
 On CUDA in half precision sequences lie end to end, without padding, and one compiled layer serves
-all layers. Everywhere else rows are padded to a few widths. Host and device overlap: one thread
-reads and tokenises, one lays out batches, the device runs, finished vectors are handed out while it
-does.
+all layers. Everywhere else rows are padded to a few widths. Host and device overlap: threads read,
+tokenise (or hand that to processes) and lay out batches, the device runs, finished vectors are
+handed out while it does.
 """
 
 import math
