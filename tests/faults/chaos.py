@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,7 +91,8 @@ def kill(run: Run, fault: Fault, rng: random.Random) -> str:
     late = "" if process.poll() is None else ", too late"
     if fault.kind == "kill a job":
         for number in job_processes(process.pid)[:1]:
-            os.kill(number, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it was faster
+                os.kill(number, signal.SIGKILL)
         run.finish(process)
     elif fault.kind == "kill the workflow":  # its jobs go on, beside those of the next run
         process.kill()
@@ -165,6 +167,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--at-once", type=int, default=max(1, (os.cpu_count() or 1) // 2))
     parser.add_argument("--only", type=int, help="one fault of the seed, by its number")
+    parser.add_argument("--first", type=int, default=0, help="leave out those before this one")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder:
         finished = Run(Path(folder) / "finished", config(write_corpus(Path(folder) / "corpus")))
@@ -172,7 +175,7 @@ def main() -> None:
         if status:
             sys.exit(f"the undisturbed run failed:\n{output}")
         chosen = faults(args.faults, args.seed)
-        chosen = [f for f in chosen if args.only in (None, f.number)]
+        chosen = [f for f in chosen if args.only in (None, f.number) and f.number >= args.first]
         counts: Counter[str] = Counter()
         with ThreadPoolExecutor(args.at_once) as pool:
             for done in pool.map(lambda f: suffer(f, finished, Path(folder)), chosen):
