@@ -13,10 +13,10 @@ RECIPE = {
     "download": 1,
     "stage": 1,
     "dataset": 1,
-    "encode": 1,
+    "encode": 2,
     "search": 1,
-    "bm25": 1,
-    "fuse": 1,
+    "bm25": 2,
+    "fuse": 2,
     "rerank": 1,
 }
 

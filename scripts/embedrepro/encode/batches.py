@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-STEP = 32  # padded widths are multiples of this
 CLASSES = 128 << np.arange(20)  # varlen batches hold lengths up to one of these, above the last
 SHORT = 512  # … and never longer ones beside those up to this, which have their own attention
 
@@ -54,6 +53,16 @@ class Sequences(NamedTuple):
             Sequences(self.rows[a:b], self.ids[i:j], self.lengths[a:b], self.truncated[a:b])
             for (a, b), (i, j) in zip(pairwise(cuts), pairwise(places), strict=True)
         ]
+
+
+def step(length: int | np.ndarray) -> np.ndarray:
+    """Padded widths are multiples of this: of 8 for queries, of 32 where that adds little."""
+    return np.where(np.asarray(length) <= 32, 8, 32)
+
+
+def padded_widths(lengths: np.ndarray, longest: int) -> np.ndarray:
+    """What sequences of `lengths` (n,) are padded to, at most to `longest`."""
+    return np.minimum(-(-lengths // step(lengths)) * step(lengths), longest)
 
 
 def join(parts: list[Sequences]) -> Sequences:
@@ -130,7 +139,7 @@ class PaddedPacker(Packer):
         return self._capacity(width), width
 
     def _widths(self, lengths: np.ndarray) -> np.ndarray:
-        return np.minimum(-(-lengths // STEP) * STEP, self.longest)
+        return padded_widths(lengths, self.longest)
 
     def _costs(self, sequences: Sequences) -> np.ndarray:
         return np.ones_like(sequences.lengths)

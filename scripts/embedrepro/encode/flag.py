@@ -11,7 +11,7 @@ from tqdm import tqdm, trange
 
 from ..errors import UserError
 from . import attention
-from .batches import STEP, Part, Sequences
+from .batches import Part, Sequences, padded_widths, step
 from .facts import Facts
 from .tokens import Tokeniser
 
@@ -92,12 +92,12 @@ class FlagEngine:
     ) -> Iterator[Part]:
         lengths = np.concatenate([chunk.lengths for chunk in window])
         truncated = np.concatenate([chunk.truncated for chunk in window])
-        widths = np.minimum(-(-lengths // STEP) * STEP, tokeniser.limit)
+        widths = padded_widths(lengths, tokeniser.limit)
         groups: dict[int, list[int]] = defaultdict(list)
         for row, width in enumerate(widths):
             groups[int(width)].append(row)
         for width, rows in sorted(groups.items()):
-            batch = max(1, self.tokens_per_batch // width)
+            batch, multiple = max(1, self.tokens_per_batch // width), int(step(width))
             filled = rows + rows[:1] * (-len(rows) % batch)
             vectors = self.embedder.encode(
                 [texts[row] for row in filled],
@@ -106,7 +106,7 @@ class FlagEngine:
                 convert_to_numpy=True,
                 instruction=tokeniser.prompt or None,
                 instruction_format="{}{}",
-                pad_to_multiple_of=STEP if width % STEP == 0 else None,
+                pad_to_multiple_of=multiple if width % multiple == 0 else None,
             )[: len(rows)]
             yield self._part(first, np.array(rows), vectors, lengths, truncated)
 
