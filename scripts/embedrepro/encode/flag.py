@@ -12,6 +12,7 @@ from tqdm import tqdm, trange
 from ..errors import UserError
 from . import attention
 from .batches import Part, Sequences, padded_widths, step
+from .engine import Engine
 from .facts import Facts
 from .tokens import Tokeniser
 
@@ -19,13 +20,13 @@ CPU_BUDGET, CUDA_BUDGET = 1024, 32_768  # padded tokens a batch
 WINDOW = 8  # chunks of texts that are sorted together
 
 
-class FlagEngine:
+class FlagEngine(Engine):
     """`BaseEmbedder` (pooling cls, mean) or `BaseLLMEmbedder` (last_token) of FlagEmbedding.
 
     Pooling, instruction and its format, length, precision and normalisation are all passed
     explicitly. Its classes pad each batch to the longest text in it; here texts of one padded width
-    (multiples of 32) go in together, filled up to a constant number, so that a vector doesn't
-    depend on its neighbours. FlagEmbedding rounds weights to float16 and back on CPU when asked for
+    go in together, filled up to a constant number, so that a vector doesn't depend on its
+    neighbours. FlagEmbedding rounds weights to float16 and back on CPU when asked for
     float16.
     """
 
@@ -59,17 +60,6 @@ class FlagEngine:
         if facts.native and facts.architecture != "mpnet":
             self.embedder.model.set_attn_implementation(attention.PADDED)
         self.tokenizer = self.embedder.tokenizer
-
-    @property
-    def array_dtype(self) -> np.dtype:
-        """What vectors are stored as."""
-        return np.dtype(np.float32 if self.compute_dtype == "float32" else np.float16)
-
-    def encode(
-        self, texts: Iterable[str], role: str, instruction: str | None = None
-    ) -> Iterator[Part]:
-        tokeniser = Tokeniser(self.tokenizer, self.facts, role, instruction)
-        return self._parts(tokeniser, texts)  # a mistake shows before anything is asked for
 
     def _parts(self, tokeniser: Tokeniser, texts: Iterable[str]) -> Iterator[Part]:
         kept: list[str] = []

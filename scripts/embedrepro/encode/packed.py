@@ -30,6 +30,7 @@ from .batches import (
     padded_arrays,
     varlen_arrays,
 )
+from .engine import Engine
 from .facts import Facts
 from .families import PACKED_MODEL_TYPES
 from .tokens import Tokeniser
@@ -41,9 +42,7 @@ NARROW_ROWS = 1024  # rows of a narrowed layer's products
 BATCH_FLOPS = 1e14  # nor does a batch of more work than this
 
 
-class PackedEngine:
-    """The package's docstring says what `encode` does. `tokens_per_batch` is the budget in use."""
-
+class PackedEngine(Engine):
     name = "packed"
 
     def __init__(
@@ -69,17 +68,6 @@ class PackedEngine:
             self._prepare_layers()
         longest = max(facts.max_length.values())
         self.tokens_per_batch = max(tokens_per_batch or self._estimate(), longest)
-
-    @property
-    def array_dtype(self) -> np.dtype:
-        """What vectors are stored as."""
-        return np.dtype(np.float32 if self.compute_dtype == "float32" else np.float16)
-
-    def encode(
-        self, texts: Iterable[str], role: str, instruction: str | None = None
-    ) -> Iterator[Part]:
-        tokeniser = Tokeniser(self.tokenizer, self.facts, role, instruction)
-        return self._parts(tokeniser, texts)  # a mistake shows before anything is asked for
 
     def _parts(self, tokeniser: Tokeniser, texts: Iterable[str]) -> Iterator[Part]:
         packer = (VarlenPacker if self.varlen else PaddedPacker)(
