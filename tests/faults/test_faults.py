@@ -1,5 +1,6 @@
 """Faults while running and at rest: the same bytes in the end, or one line that names the file."""
 
+import base64
 import os
 import random
 import shutil
@@ -58,6 +59,23 @@ def test_a_damaged_file_is_named_and_a_second_run_mends_it(finished, tmp_path, n
         assert run.results() == finished.results()
     status, said = run.mend()
     assert status == 0, said[-1]
+    same_bytes(run, finished)
+
+
+def test_a_run_that_made_nothing_of_what_was_asked_does_not_succeed(finished, tmp_path):
+    """A step left unfinished runs again, and hides from Snakemake that later files are missing."""
+    run = finished.copy(tmp_path / "work")
+    run.cut("score")
+    (path,) = run.workdir.glob(f"store/models/staged/{SLUG}-*/stage.json")
+    name = base64.b64encode(str(path.relative_to(run.workdir)).encode()).decode()
+    (run.workdir / ".snakemake" / "incomplete").mkdir(exist_ok=True)
+    (run.workdir / ".snakemake" / "incomplete" / name.replace("/", "_")).touch()
+    shutil.rmtree(run.workdir / "results")
+    status, output = run()
+    assert status == 1
+    assert "error: results/demo/metrics.tsv: not made" in output
+    status, output = run()
+    assert status == 0, output
     same_bytes(run, finished)
 
 
