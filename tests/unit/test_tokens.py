@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -78,10 +79,24 @@ def test_processes_give_what_the_tokenizer_gives(staged, eager, monkeypatch):
     assert 0 < cut.sum() < 500
 
 
-def test_processes_start_only_where_tokenising_holds_up_the_rest(staged, eager):
-    for _ in tokeniser(staged).chunks(some_texts(300)):
-        time.sleep(0.02)
-    assert not eager
+@pytest.mark.parametrize(("patience", "pools"), [(3, 0), (0, 1)])
+def test_processes_start_only_where_tokenising_holds_up_the_rest(
+    staged, eager, monkeypatch, patience, pools
+):
+    """By a clock on which a chunk takes one second here and `patience` wherever it goes."""
+    now = [0.0]
+    monkeypatch.setattr(tokens, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    made = tokeniser(staged)
+    rust = made._rust
+
+    def work(texts):
+        now[0] += 1
+        return rust(texts)
+
+    monkeypatch.setattr(made, "_rust", work)
+    for _ in made._found(iter([some_texts(16)] * 20)):
+        now[0] += patience
+    assert len(eager) == pools
 
 
 def test_texts_are_read_only_as_needed(staged, eager):
