@@ -5,7 +5,8 @@ from pathlib import Path
 
 from .errors import UserError
 from .files import load_array, read_json, whole
-from .models.staged import check_digests, verify_staged
+from .models.snapshot import check_digests
+from .models.staged import verify_staged
 from .models.staging import listed_files
 
 

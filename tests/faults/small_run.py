@@ -156,7 +156,7 @@ class Run:
         found = [
             *folder.glob("runs/*/*/*.trec"),
             *folder.glob("scores/*/*/*.*"),
-            folder / "metrics.tsv",
+            *folder.glob("metrics.tsv"),
         ]
         return {
             str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()

@@ -15,9 +15,8 @@ from embedrepro.datasets.prepare import prepare
 from embedrepro.errors import UserError
 from embedrepro.retrieval.bm25 import DEFAULTS, Tokenizer, search_bm25
 from embedrepro.retrieval.runs import read_run
-from helpers import prepared_dataset
+from helpers import XQUAD, prepared_dataset
 
-XQUAD = Path(__file__).parents[2].parent / "shared" / "data" / "xquad-en"
 PASSAGES = {
     "d1": ("Cats", "cats purr when they are happy"),
     "d2": ("", "Dogs bark; happy dogs wag their tails"),

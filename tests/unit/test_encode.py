@@ -15,10 +15,10 @@ from embedrepro.encode import load_engine
 from embedrepro.encode.packed import PackedEngine
 from embedrepro.encode.shard import encode_shard
 from encode_models import WORDS, minilm, stage, tiny, write_corpus
+from helpers import XQUAD
 from minilm import minilm_folder
 
 CLI = Path(__file__).parents[2] / "scripts" / "encode.py"
-XQUAD = Path(__file__).parents[2].parent / "shared" / "data" / "xquad-en" / "corpus.jsonl"
 
 
 def random_texts(count, seed=0):
@@ -48,10 +48,12 @@ def whole(engine, corpus, output, shards=1):
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
     """MiniLM staged, and XQuAD's passages."""
-    if not XQUAD.is_file():
+    if not XQUAD.is_dir():
         pytest.skip("shared/data/xquad-en is not there")
     folder = minilm(tmp_path_factory.mktemp("minilm") / "model", minilm_folder())
-    return folder, [json.loads(line)["text"] for line in XQUAD.read_text().splitlines()]
+    return folder, [
+        json.loads(line)["text"] for line in (XQUAD / "corpus.jsonl").read_text().splitlines()
+    ]
 
 
 def vectors(engine, texts):

@@ -2,7 +2,6 @@
 
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -121,7 +120,7 @@ def test_a_process_that_dies_is_an_error(staged, eager):
     with pytest.raises(RuntimeError, match="a tokenizer process ended, status -9"):
         for _ in chunks:
             if eager:
-                os.kill(eager[0].processes[0].pid, signal.SIGKILL)
+                eager[0].processes[0].kill()  # does nothing to one that has ended
     assert all(process.poll() is not None for process in eager[0].processes)
 
 

@@ -62,7 +62,8 @@ def step(length: int | np.ndarray) -> np.ndarray:
 
 def padded_widths(lengths: np.ndarray, longest: int) -> np.ndarray:
     """What sequences of `lengths` (n,) are padded to, at most to `longest`."""
-    return np.minimum(-(-lengths // step(lengths)) * step(lengths), longest)
+    multiple = step(lengths)
+    return np.minimum(-(-lengths // multiple) * multiple, longest)
 
 
 def join(parts: list[Sequences]) -> Sequences:

@@ -26,8 +26,7 @@ class FlagEngine(Engine):
     Pooling, instruction and its format, length, precision and normalisation are all passed
     explicitly. Its classes pad each batch to the longest text in it; here texts of one padded width
     go in together, filled up to a constant number, so that a vector doesn't depend on its
-    neighbours. FlagEmbedding rounds weights to float16 and back on CPU when asked for
-    float16.
+    neighbours. FlagEmbedding rounds weights to float16 and back on CPU when asked for float16.
     """
 
     name = "flagembedding"

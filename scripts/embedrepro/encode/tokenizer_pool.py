@@ -31,13 +31,17 @@ def tokenise(tokenizer: Tokenizer, prompt: str, limit: int, texts: list[str]) ->
     `tokenizer` truncates to `limit` tokens.
     """
     found = tokenizer.encode_batch_fast([prompt + text for text in texts])
-    lists = [encoding.ids for encoding in found]
-    lengths = np.fromiter(map(len, lists), np.int64, len(lists))
-    ids = np.fromiter(chain.from_iterable(lists), np.int32, int(lengths.sum()))
+    ids, lengths = end_to_end([encoding.ids for encoding in found])
     truncated = lengths == limit
     for i in np.flatnonzero(truncated):  # asking for the overflow builds it: only where needed
         truncated[i] = bool(found[i].overflowing)
     return ids, lengths, truncated
+
+
+def end_to_end(lists: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """All ids (int32) and the lengths of the lists (int64)."""
+    lengths = np.fromiter(map(len, lists), np.int64, len(lists))
+    return np.fromiter(chain.from_iterable(lists), np.int32, int(lengths.sum())), lengths
 
 
 class Pool:

@@ -113,8 +113,7 @@ class Tokeniser:
     def _python(self, texts: list[str]) -> tokenizer_pool.Arrays:
         texts = [self.prompt + text for text in texts]
         lists = self.tokenizer(texts, truncation=True, max_length=self.limit)["input_ids"]
-        lengths = np.array([len(ids) for ids in lists], np.int64)
-        ids = np.fromiter(chain.from_iterable(lists), np.int32, int(lengths.sum()))
+        ids, lengths = tokenizer_pool.end_to_end(lists)
         truncated = lengths == self.limit
         for i in np.flatnonzero(truncated):
             truncated[i] = len(self.tokenizer(texts[i])["input_ids"]) > self.limit

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..files import damaged, sha256
 from .facts import json_object
-from .snapshot import hash_files
+from .snapshot import check_digests
 
 
 def verify_staged(staged: Path) -> None:
@@ -33,11 +33,3 @@ def verify_code(staged: Path) -> dict[str, Any]:
         if not path.is_file() or sha256(path) != expected.get(name):
             raise damaged(path, "not what was staged", staged)
     return record
-
-
-def check_digests(folder: Path, files: dict[str, dict[str, Any]], listed: str) -> None:
-    """Refuse a folder whose files have other digests than listed; about a second for a gigabyte."""
-    found = hash_files({name: folder / name for name in files})
-    for name, facts in files.items():
-        if found[name]["sha256"] != facts.get("sha256"):
-            raise damaged(folder / name, f"its sha256 is not the one in {listed}", folder)

@@ -20,8 +20,7 @@ from .facts import hidden_size, json_object, resolve
 from .hub import check_replaceable
 from .preflight import preflight, refuse_failed
 from .remote_code import code_files, localize
-from .snapshot import check_no_pointers, check_whole
-from .staged import check_digests
+from .snapshot import check_digests, check_no_pointers, check_whole
 from .tokenizer_files import TOKENIZER_FILES, refuse_bad_tokenizer, write_tokenizer
 
 HASH = re.compile(r"[0-9a-f]{40}")
