@@ -3,6 +3,7 @@
 import argparse
 
 from embedrepro.errors import run_cli
+from embedrepro.retrieval.search import search_shard
 
 
 def main() -> None:
@@ -14,11 +15,6 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="hits, .parquet")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     args = parser.parse_args()
-
-    from embedrepro.retrieval.search import (
-        search_shard,  # imports torch: only once the arguments are right
-    )
-
     search_shard(args.queries, args.corpus, args.ids, args.top_k, args.output, args.device)
 
 

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import pyarrow as pa  # noqa: E402
 from embedrepro.files import seal_array  # noqa: E402
-from embedrepro.retrieval import search, vectors  # noqa: E402
+from embedrepro.retrieval import scan, vectors  # noqa: E402
 from embedrepro.retrieval.scores import Product  # noqa: E402
 
 PIECE = 2**16  # rows made, or read, at a time
@@ -78,7 +78,7 @@ def products(rows: int, dim: int, queries: torch.Tensor, device: str) -> float:
 
 def ours(path: Path, queries: torch.Tensor, k: int) -> float:
     shard = vectors.Shard(path, "cpu")
-    return seconds(lambda: list(search.search(queries.numpy(), shard, k, ids)))
+    return seconds(lambda: list(scan.scan(queries.numpy(), shard, k, ids)))
 
 
 def faiss_flat(path: Path, queries: torch.Tensor, k: int) -> float:
@@ -171,7 +171,7 @@ def measure_on_device(path: Path, args: argparse.Namespace) -> None:
     found = {}
 
     def run(shard: vectors.Shard, name: str) -> None:
-        found[name] = list(search.search(queries.numpy(), shard, args.k, ids))
+        found[name] = list(scan.scan(queries.numpy(), shard, args.k, ids))
 
     forget(path)
     stream = seconds(lambda: run(streamed, "streamed"), device)

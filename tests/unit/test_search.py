@@ -13,7 +13,7 @@ import pytrec_eval
 import torch
 from embedrepro.errors import UserError
 from embedrepro.files import save_array, sidecar
-from embedrepro.retrieval import search, vectors
+from embedrepro.retrieval import scan, vectors
 from embedrepro.retrieval.hits import group_size, write_hits
 from embedrepro.retrieval.runs import read_run
 from embedrepro.retrieval.scores import dot
@@ -42,7 +42,19 @@ def write_ids(folder: Path, docs: list[str], queries: list[str]) -> None:
 
 
 def run_of(folder: Path, queries, corpus, k: int, shards: int, depth: int = 0, **merge) -> bytes:
-    """Cut the corpus, search each shard and merge, all through the command lines."""
+    """Cut the corpus, search each shard and merge, all through the command lines.
+
+    Shards as small as these are searched in two ways, which must agree in every byte.
+    """
+    runs = [
+        cut_and_merge(folder, queries, corpus, k, shards, depth, device, merge)
+        for device in ("cpu", "auto")
+    ]
+    assert runs[0] == runs[1]
+    return runs[0]
+
+
+def cut_and_merge(folder: Path, queries, corpus, k, shards, depth, device, merge) -> bytes:
     save_array(folder / "q.npy", queries, **MADE)
     hits = []
     for i in range(shards):
@@ -56,7 +68,7 @@ def run_of(folder: Path, queries, corpus, k: int, shards: int, depth: int = 0, *
             ids=folder / "corpus.parquet",
             top_k=depth or k,
             output=hits[-1],
-            device="cpu",
+            device=device,
         )
     command(
         "merge_hits",
@@ -143,10 +155,10 @@ def test_blocks_groups_and_ties(
     shard = vectors.Shard(folder / "c.npy", "cpu")
     shard.random_access = not streamed  # as on a GPU that the corpus doesn't fit
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "CPU_SCORES", scores)
-        patch.setattr(search, "CPU_POOL", 1)  # the smallest groups of queries
-        patch.setattr(search, "group_size", lambda k: 4)
-        batches = list(search.search(wanted, shard, k, ids.take))
+        patch.setattr(scan, "CPU_SCORES", scores)
+        patch.setattr(scan, "CPU_POOL", 1)  # the smallest groups of queries
+        patch.setattr(scan, "group_size", lambda k: 4)
+        batches = list(scan.scan(wanted, shard, k, ids.take))
     got = "".join(
         f"q{first + i} Q0 {docs[doc]} {rank} {score:.9g} m\n"
         for first, rows, values in batches
@@ -159,7 +171,7 @@ def test_blocks_groups_and_ties(
 @pytest.mark.parametrize("streamed", [False, True])
 def test_more_ties_at_the_cut_than_candidates_are_kept(tmp_path, streamed, monkeypatch):
     """Twenty thousand duplicates and better documents after them, k = 7."""
-    monkeypatch.setattr(search, "CPU_SCORES", 8000)
+    monkeypatch.setattr(scan, "CPU_SCORES", 8000)
     corpus = np.ones((20_000, 16), dtype=np.float16)
     corpus[-3:] = 2
     docs = [f"d{i}" for i in np.random.default_rng(3).permutation(20_000)]
@@ -168,7 +180,7 @@ def test_more_ties_at_the_cut_than_candidates_are_kept(tmp_path, streamed, monke
     shard.random_access = not streamed
     queries = np.ones((2, 16), dtype=np.float16)
     ids = pa.array(docs, pa.large_string())
-    (_, rows, scores) = next(iter(search.search(queries, shard, 7, ids.take)))
+    (_, rows, scores) = next(iter(scan.scan(queries, shard, 7, ids.take)))
     best = sorted(docs[-3:], reverse=True) + sorted(docs[:-3], reverse=True)[:4]
     assert [[docs[row] for row in found] for found in rows] == [best, best]
     assert scores.tolist() == [[32.0] * 3 + [16.0] * 4] * 2
@@ -248,7 +260,8 @@ def search_one(tmp_path, **options):
     )
 
 
-def test_wrong_inputs_are_refused_by_name(tmp_path):
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_wrong_inputs_are_refused_by_name(tmp_path, device):
     damaged = np.ones((60, 8), np.float16)
     damaged[41, 3] = np.nan
     for change, message in [
@@ -263,20 +276,21 @@ def test_wrong_inputs_are_refused_by_name(tmp_path):
     ]:
         shard_files(tmp_path, **change)
         with pytest.raises(UserError, match=message):
-            search_one(tmp_path)
+            search_one(tmp_path, device=device)
         assert not (tmp_path / "h.parquet").exists()
     shard_files(tmp_path)
     with pytest.raises(UserError, match="at least 1"):
         search_one(tmp_path, top_k=0)
 
 
-def test_damaged_vectors_are_refused(tmp_path):
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_damaged_vectors_are_refused(tmp_path, device):
     shard_files(tmp_path)
     with open(tmp_path / "c.npy", "r+b") as file:
         file.seek(-2, 2)
         file.write(b"\x00\x01")
     with pytest.raises(UserError, match="sha256"):
-        search_one(tmp_path)
+        search_one(tmp_path, device=device)
     assert [path.name for path in tmp_path.glob("*h.parquet")] == []
 
 

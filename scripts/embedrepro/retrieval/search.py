@@ -4,36 +4,27 @@ The score of a query and a document is defined as the float64 dot product of the
 summed in one fixed order and rounded to float32. It depends on nothing but the two vectors, so any
 cut into shards, any block size and any device give the same scores and the same order.
 
-Candidates come from fast float32 products f with |f - score| <= e, where
-e = (dim + 4) * unit * |query| * max |document|, by the standard bound for an inner product in any
-order of summation (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1).
-Unit is 2^-24 on a CPU, which rounds to nearest. It is 2^-22 on CUDA, since tensor cores truncate
-(Fasi et al., Numerical behavior of NVIDIA tensor cores, PeerJ CS 2021). The k documents with
-the highest f all score at least kth - e, where kth is the lowest of their f; so a document with
-f < kth - 2e is not among the best k. Everything else is kept and scored again exactly.
+A small shard is searched here, pair by pair: that is done before torch would be imported. `scan`
+searches the others.
 """
 
 from collections.abc import Iterator
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
-from ..encode import pick_device
 from ..errors import UserError
-from ..files import load_array, whole
-from .candidates import CHUNK, Pool
+from ..files import verify_array, whole
+from .embeddings import check_finite, check_pair, open_embeddings
 from .hits import Batch, group_size, write_hits
-from .runs import Ids, read_ids
-from .scores import Product, score_pairs, score_rows
-from .vectors import Shard, not_finite
+from .runs import Ids, read_ids, trec_order
 
-CPU_SCORES = 2**22  # float32 scores held at a time: 16 MiB stay in the last-level cache
-CUDA_SCORES = 2**29
-CPU_POOL = 192 * 2**20  # bytes of candidates held at a time
+SMALL = 2**28  # numbers multiplied, all pairs together: about a second
+NARROW = 64  # narrower vectors count as this wide: what pairs take besides
+BLOCK = 2**17  # numbers of a block of documents: its float64 products stay in the cache
 
 
 def search_shard(
@@ -47,95 +38,78 @@ def search_shard(
     """Search one shard and write its hits (see `hits`).
 
     `queries`, `corpus`: float16 or float32 arrays (n, dim) with sidecars. `ids`: corpus.parquet.
+    `device`: cpu or cuda, or auto, which needs neither where there is little to do.
     Raises `UserError` for arrays that don't belong together, are damaged or hold NaN.
     """
     if k < 1:
         raise UserError(f"--top-k is {k}; give at least 1")
-    device = pick_device(device)
-    vectors, query_meta = load_array(queries)
-    shard = Shard(corpus, device)
-    check_pair(queries, vectors, query_meta, corpus, shard)
-    start, stop = shard.meta.get("rows", [0, len(shard)])
-    documents = pq.ParquetFile(whole(ids)).metadata.num_rows
-    if stop - start != len(shard) or stop > documents:
+    vectors, query_meta = open_embeddings(queries)
+    documents, meta = open_embeddings(corpus, verify=False)
+    check_pair(queries, vectors, query_meta, corpus, documents, meta)
+    start, stop = meta.get("rows", [0, len(documents)])
+    known = pq.ParquetFile(whole(ids)).metadata.num_rows
+    if stop - start != len(documents) or stop > known:
         raise UserError(
-            f"{corpus}: {len(shard)} vectors for rows {start} to {stop} of {ids}, "
-            f"which has {documents}; encode that shard again"
+            f"{corpus}: {len(documents)} vectors for rows {start} to {stop} of {ids}, "
+            f"which has {known}; encode that shard again"
         )
-    meta = {
+    facts = {
         "rows": [start, stop],
         "k": k,
         "queries": len(vectors),
         "queries_sha256": query_meta["sha256"],
-        "corpus_sha256": shard.meta["sha256"],
+        "corpus_sha256": meta["sha256"],
     }
 
     @cache
     def shard_ids() -> pa.Array:
         return read_ids(ids, start, stop)
 
-    batches = search(vectors, shard, k, lambda rows: shard_ids().take(pa.array(rows)), str(queries))
-    write_hits(output, ((first, docs + start, scores) for first, docs, scores in batches), meta)
+    def ids_of(rows: np.ndarray) -> pa.Array:
+        return shard_ids().take(pa.array(rows))
+
+    work = len(vectors) * len(documents) * max(documents.shape[1], NARROW)
+    if device == "auto" and work <= SMALL:
+        verify_array(corpus, meta)
+        check_finite(vectors, queries)
+        check_finite(documents, corpus)
+        batches = score_all(vectors, documents, k, ids_of)
+    else:
+        from ..encode import pick_device
+        from .scan import scan  # imports torch
+        from .vectors import Shard
+
+        batches = scan(vectors, Shard(corpus, pick_device(device)), k, ids_of, str(queries))
+    write_hits(output, ((first, docs + start, scores) for first, docs, scores in batches), facts)
 
 
-def check_pair(
-    queries: Path | str, vectors: np.ndarray, meta: dict, corpus: Path | str, shard: Shard
-) -> None:
-    """Refuse query and corpus embeddings that were not made to be compared."""
-    if vectors.ndim != 2 or vectors.shape[1] != shard.dim:
-        raise UserError(
-            f"{queries} has shape {list(vectors.shape)}, {corpus} has "
-            f"{shard.dim} dimensions; encode both with the same model and settings"
-        )
-    for key in ("dtype", "compute_dtype", "model_id"):
-        if meta.get(key) != shard.meta.get(key):
-            raise UserError(
-                f"{queries} has {key} {meta.get(key)}, {corpus} has {shard.meta.get(key)}; "
-                "encode both with the same model and settings"
-            )
-
-
-def search(
-    queries: np.ndarray, shard: Shard, k: int, ids: Ids, name: str = "queries"
-) -> Iterator[Batch]:
+def score_all(queries: np.ndarray, documents: np.ndarray, k: int, ids: Ids) -> Iterator[Batch]:
     """Yield, query group by query group, (first query, rows (g, m), scores (g, m)).
 
-    `queries` (n, dim) float16 or float32; m = min(k, rows of the shard). Rows count from the
-    shard's first. `ids(rows)` gives document ids, asked only where scores tie.
+    m = min(k, n) for `documents` (n, dim); `ids` as for `trec_order`.
     """
-    found = min(k, len(shard))
-    capacity = min(len(shard), 4 * found + 1024)
-    budget = CPU_POOL if shard.device == "cpu" else torch.cuda.mem_get_info()[0] // 8
-    step = group_size(k)
-    group = max(step, budget // (capacity * 8) // step * step)
+    n, dim = documents.shape
+    found, size, group = min(k, n), max(1, BLOCK // dim), group_size(k)
     for first in range(0, len(queries), group):
-        part = torch.from_numpy(np.array(queries[first : first + group])).to(shard.device)
-        norms = torch.linalg.vector_norm(part, dim=1, dtype=torch.float32)
-        bad = (~torch.isfinite(norms)).nonzero()
-        if len(bad):
-            raise not_finite(name, first + int(bad[0]))
-        rows, scores = search_group(part, norms, shard, found, capacity, ids)
-        yield first, rows, scores
+        wide = queries[first : first + group].astype(np.float64)
+        scores = np.empty((len(wide), n), np.float32)
+        for at in range(0, n, size):
+            block = np.ascontiguousarray(documents[at : at + size].T, np.float64)
+            for row, query in enumerate(wide):
+                scores[row, at : at + size] = add_up(block * query[:, None])
+        scores += np.float32(0)  # no negative zero
+        of_query = np.repeat(np.arange(len(wide)), n)
+        rows = np.tile(np.arange(n), len(wide))
+        best = trec_order(of_query, scores.ravel(), rows, ids).reshape(len(wide), n)[:, :found]
+        yield first, rows[best], scores.ravel()[best]
 
 
-def search_group(
-    queries: torch.Tensor, norms: torch.Tensor, shard: Shard, k: int, capacity: int, ids: Ids
-) -> tuple[np.ndarray, np.ndarray]:
-    """One pass over the shard with `queries` (g, dim): rows (g, k) int64, scores (g, k) float32."""
-    unit = 2.0**-24 if shard.device == "cpu" else 2.0**-22
-    error = (shard.dim + 4) * unit * 1.001 * norms
-    exact = (lambda q, rows: score_rows(queries, shard, q, rows)) if shard.random_access else None
-    pool = Pool(error, k, capacity, exact, ids)
-    limit = CPU_SCORES if shard.device == "cpu" else cuda_scores()
-    size = max(CHUNK, limit // len(queries) // CHUNK * CHUNK)
-    product = Product(queries, min(size, len(shard)))
-    for first, block, norm in shard.blocks(size):
-        in_block = None
-        if exact is None:
-            in_block = partial(score_pairs, queries, gather=block.__getitem__)
-        pool.offer(product(block), first, norm, in_block)
-    return pool.finish()
-
-
-def cuda_scores() -> int:
-    return min(CUDA_SCORES, torch.cuda.mem_get_info()[0] // 128)
+def add_up(products: np.ndarray) -> np.ndarray:
+    """Sums (n) of `products` (dim, n), by halves as `scores.dot` does; overwrites `products`."""
+    while (n := len(products)) > 1:
+        half = n // 2
+        products[:half] += products[half : half * 2]
+        if n % 2:
+            products[0] += products[-1]
+        products = products[:half]
+    return products[0]

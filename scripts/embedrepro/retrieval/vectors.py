@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from ..files import load_array, verify_array
+from ..files import verify_array
+from .embeddings import not_finite, open_embeddings
 
 
 class Shard:
@@ -21,9 +22,7 @@ class Shard:
     """
 
     def __init__(self, path: Path | str, device: str):
-        array, self.meta = load_array(path, verify=False)
-        if array.ndim != 2 or array.dtype not in (np.float16, np.float32):
-            raise UserError(f"{path}: {array.dtype}{list(array.shape)} is no matrix of embeddings")
+        array, self.meta = open_embeddings(path, verify=False)
         self.path, self.device = path, device
         self.rows, self.dim = array.shape
         self.dtype = torch.float16 if array.dtype == np.float16 else torch.float32
@@ -129,10 +128,3 @@ def read_whole(file, view: memoryview, path: Path | str) -> None:
         if not count:
             raise UserError(f"{path}: ends early; delete it and run again")
         view = view[count:]
-
-
-def not_finite(path: Path | str, row: int) -> UserError:
-    return UserError(
-        f"{path}: row {row} holds NaN, infinity or values too large for float32; "
-        "check the model's dtype and encode again"
-    )
