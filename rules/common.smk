@@ -1,10 +1,8 @@
 # Config → tables, wildcard constraints and targets. The only helper functions of the workflow.
-import base64
 import gc
 import json
 import shlex
 import sys
-import zlib
 from functools import cache
 
 import yaml
@@ -18,6 +16,7 @@ gc.set_threshold(100_000, 50, 1000)
 REPOSITORY = Path(workflow.basedir)
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
+from embedrepro.argument import pack
 from embedrepro.models import snapshot
 from embedrepro.datasets.registry import expand, read_registry
 from embedrepro.errors import UserError, printable
@@ -112,11 +111,6 @@ def of_dataset(wildcards):
     return EXPERIMENT.datasets[wildcards.dataset]
 
 
-def packed(value):
-    """A JSON value in an alphabet that no shell reads anything into."""
-    return base64.b64encode(zlib.compress(json.dumps(value).encode(), 9)).decode()
-
-
 # Spec files carry what the config says to the scripts. Their values are looked up by name here,
 # so that the rule which writes them knows what to write.
 VALUES = {}
@@ -173,6 +167,23 @@ def query_embeddings(model, dataset, split):
     key = EXPERIMENT.query_key(model, dataset)
     folder = EMBEDDINGS.format(dataset=dataset.slug, model=model.slug, key=key)
     return f"{folder}/{split}-queries.npy"
+
+
+def queries_ahead(wildcards):
+    """The queries that the job of a corpus' first shard encodes too, as one word."""
+    model, dataset = of_model(wildcards), of_dataset(wildcards)
+    splits = dataset.splits if int(wildcards.shard) == 0 else []
+    value = EXPERIMENT.encode_spec(model, dataset, "query")
+    return pack(
+        [
+            {
+                "texts": prepared(dataset, f"{split}/queries.parquet"),
+                "spec": value,
+                "output": query_embeddings(model, dataset, split),
+            }
+            for split in splits
+        ]
+    )
 
 
 def hits(model, dataset, split):

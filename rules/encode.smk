@@ -25,10 +25,11 @@ rule encode_corpus:
         staged=lambda wildcards, input: str(Path(input.stage).parent),
         gpu_slot=script("gpu_slot"),
         compiled=f"{STORE}/compiler",
+        queries=lambda wc, input: queries_ahead(wc),
     shell:
         "{params.gpu_slot} {resources.gpu} -- {params.script}"
         " --staged {params.staged:q} --texts {input.texts:q} --spec {input.spec:q}"
-        " --role passage --shard {wildcards.shard} --shards {wildcards.shards}"
+        " --ahead {params.queries} --role passage --shard {wildcards.shard} --shards {wildcards.shards}"
         " --output {output.vectors:q} --compiler-cache {params.compiled:q} 2>&1 | tee {log:q}"
 
 
@@ -37,6 +38,8 @@ rule encode_queries:
         stage=ancient(lambda wc: staged(of_model(wc))),
         dataset=ancient(lambda wc: prepared(of_dataset(wc))),
         spec=ancient(lambda wc: encode_spec(of_model(wc), of_dataset(wc), "query")),
+        # Not read: the job of the first shard encodes the queries, too, if they are not there.
+        first=ancient(lambda wc: corpus_shards(of_model(wc), of_dataset(wc))[0]),
     output:
         vectors=update(f"{EMBEDDINGS}/{{split}}-queries.npy"),
         sidecar=update(f"{EMBEDDINGS}/{{split}}-queries.json"),

@@ -15,7 +15,7 @@ rule write_spec:
     conda:
         "../envs/data.yaml"
     params:
-        value=lambda wildcards: packed(VALUES[wildcards.name]),
+        value=lambda wildcards: pack(VALUES[wildcards.name]),
         script=script("write_spec"),
     shell:
         "{params.script} {params.value} {output:q} 2> {log:q}"

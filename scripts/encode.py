@@ -6,7 +6,9 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from embedrepro.argument import unpack
 from embedrepro.encode import import_libraries, load_engine
+from embedrepro.encode.ahead import encode_ahead, take
 from embedrepro.errors import UserError, run_cli
 from embedrepro.files import read_json
 
@@ -25,6 +27,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--tokens-per-batch", type=int, help="default: chosen by itself")
     parser.add_argument("--compiler-cache", type=Path, help="where compiled kernels are kept")
+    parser.add_argument("--ahead", help="queries to encode, too: JSON as `argument.pack` packs it")
     args = parser.parse_args()
     if args.tokens_per_batch is not None and args.tokens_per_batch < 1:
         raise UserError(f"--tokens-per-batch {args.tokens_per_batch}: give a positive number")
@@ -35,6 +38,9 @@ def main() -> None:
     from embedrepro.encode.shard import encode_shard, row_range
     from embedrepro.models.staged import verify_staged
 
+    if take(args.output):
+        print(f"{args.output}: was encoded by the job of the corpus' first shard")
+        return
     row_range(args.texts, args.shard, args.shards)  # a mistake shows before a model is loaded
     spec = read_json(args.spec)
     with ThreadPoolExecutor(1) as pool:  # hashing files leaves the interpreter to the imports
@@ -42,6 +48,7 @@ def main() -> None:
         import_libraries()
         verified.result()
     engine = load_engine(args.staged, spec.get("facts") or {}, args.device, args.tokens_per_batch)
+    encode_ahead(engine, unpack(args.ahead) if args.ahead else [])
     encode_shard(engine, args.texts, spec, args.role, args.shard, args.shards, args.output)
 
 

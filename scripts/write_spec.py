@@ -1,20 +1,18 @@
-"""Write a spec file: python write_spec.py VALUE FILE, VALUE being base64 of deflated JSON."""
+"""Write a spec file: python write_spec.py VALUE FILE, VALUE being JSON in one word."""
 
 import argparse
-import base64
-import json
-import zlib
 
+from embedrepro.argument import unpack
 from embedrepro.errors import run_cli
 from embedrepro.files import write_json, write_record
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("value", help="JSON, deflated, in base64: no shell reads anything into it")
+    parser.add_argument("value", help="JSON as `argument.pack` packs it")
     parser.add_argument("file", help="the JSON file to write")
     args = parser.parse_args()
-    value = json.loads(zlib.decompress(base64.b64decode(args.value)))
+    value = unpack(args.value)
     write = write_record if isinstance(value, dict) else write_json
     write(args.file, value)
 

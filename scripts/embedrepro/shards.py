@@ -40,7 +40,7 @@ def bounds(chars: np.ndarray, shards: int) -> np.ndarray:
 
 def corpus_bounds(corpus: Path | str, shards: int) -> np.ndarray:
     """`bounds` of a prepared corpus.parquet; reads its `chars` column only."""
-    chars = pq.read_table(whole(corpus), columns=["chars"], memory_map=True)["chars"].to_numpy()
+    chars = pq.ParquetFile(whole(corpus), memory_map=True).read(["chars"])["chars"].to_numpy()
     return bounds(chars, shards)
 
 

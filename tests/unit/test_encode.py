@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from embedrepro import files
+from embedrepro.argument import pack
 from embedrepro.encode import load_engine
 from embedrepro.encode.packed import PackedEngine
 from embedrepro.encode.shard import encode_shard
@@ -206,3 +207,33 @@ def test_killed_job_leaves_nothing_under_the_final_name(bert, tmp_path):
     job.send_signal(signal.SIGKILL)
     assert job.wait() == -signal.SIGKILL
     assert not output.exists()
+
+
+def test_queries_encoded_ahead_are_taken_by_their_own_job(bert, corpus, tmp_path):
+    """The same bytes as without; what is damaged on the way is encoded again."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    queries = write_corpus(tmp_path / "queries.parquet", random_texts(9, seed=3))
+    spec = {"facts": {"query_prompt": "w3 ", "max_length": {"query": 9}}, "instruction": None}
+    alone = command(bert, queries, folder / "alone.npy", "--role", "query", spec=json.dumps(spec))
+    subprocess.run(alone, check=True, capture_output=True)
+    expected = (folder / "alone.npy").read_bytes()
+    output = folder / "test-queries.npy"
+    wanted = pack([{"texts": str(queries), "spec": spec, "output": str(output)}])
+    shard = command(bert, corpus, folder / "corpus.npy", "--ahead", wanted)
+    own = command(bert, queries, output, "--role", "query", spec=json.dumps(spec))
+    for damage in (False, True):
+        subprocess.run(shard, check=True, capture_output=True)
+        assert whole(load_engine(bert, {}, "cpu"), corpus, tmp_path / "x.npy").tobytes() == (
+            files.load_array(folder / "corpus.npy")[0].tobytes()
+        )
+        (early,) = folder.glob(f"{files.TEMPORARY}*.npy")
+        if damage:
+            early.write_bytes(early.read_bytes()[:-1] + b"x")
+        done = subprocess.run(own, check=True, capture_output=True, text=True)
+        assert ("was encoded by the job" in done.stdout) is not damage
+        assert output.read_bytes() == expected
+        assert files.load_array(output)[1]["settings"]["query_prompt"] == "w3 "
+        assert not list(folder.glob(f"{files.TEMPORARY}*"))
+        if not damage:
+            output.unlink()

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..startup import uncollected
 from .facts import Facts, resolve
 
 
+@uncollected()
 def load_engine(
     staged: Path | str,
     settings: dict[str, Any],
@@ -47,6 +49,7 @@ def load_engine(
     return Engine(facts, pick_device(device), tokens_per_batch)
 
 
+@uncollected()
 def import_libraries() -> None:
     """Import what takes seconds: for who has something to do meanwhile."""
     # Nothing here may reach for the network: the staged folder is whole.

@@ -22,6 +22,10 @@ class Engine:
     compute_dtype: str
     tokens_per_batch: int
 
+    def use(self, facts: Facts) -> None:
+        """Take other prompts and lengths of the same model: another role's."""
+        self.facts = facts
+
     @property
     def array_dtype(self) -> np.dtype:
         """What vectors are stored as."""

@@ -66,8 +66,12 @@ class PackedEngine(Engine):
         self.fp8_effect: dict[str, float] | None = None
         if self.compute_dtype != "fp8":
             self._prepare_layers()
-        longest = max(facts.max_length.values())
-        self.tokens_per_batch = max(tokens_per_batch or self._estimate(), longest)
+        self.budget = tokens_per_batch or self._estimate()
+        self.use(facts)
+
+    def use(self, facts: Facts) -> None:
+        super().use(facts)
+        self.tokens_per_batch = max(self.budget, *facts.max_length.values())
 
     def _parts(self, tokeniser: Tokeniser, texts: Iterable[str]) -> Iterator[Part]:
         packer = (VarlenPacker if self.varlen else PaddedPacker)(

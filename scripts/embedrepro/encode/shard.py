@@ -70,7 +70,7 @@ def encode_shard(
         shape = (stop - start, engine.facts.dimension)
         with (
             ArrayWriter(temporary, shape, engine.array_dtype) as writer,
-            progress(stop - start, output.name) as bar,
+            progress(stop - start, f"{texts.stem} {shard + 1}/{of}") as bar,
         ):
             for part in parts:
                 writer.put(part.rows, part.vectors)

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from ..errors import UserError, printable
 from ..files import read_json, sealed, whole, write_record
-from ..retrieval.runs import iter_listed
+from ..retrieval.runs import iter_listed, read_ids
 from . import metrics, protocols
 
 PASSED_ON = ("model_id", "model", "revision", "dataset", "split")
@@ -16,12 +17,11 @@ PASSED_ON = ("model_id", "model", "revision", "dataset", "split")
 
 def read_qrels(dataset: Path | str, split: str) -> dict[str, dict[str, int]]:
     """Judgements of one split of a prepared dataset, queries in the order of the file."""
-    import pyarrow.parquet
-
     path = Path(dataset) / split / "qrels.parquet"
     if not path.exists():
         raise UserError(f"{path}: no such file; is {printable(split)!r} a split of this dataset?")
-    table = pyarrow.parquet.read_table(whole(path), columns=["query_id", "doc_id", "relevance"])
+    # Not read_table: that imports pandas.
+    table = pq.ParquetFile(whole(path)).read(["query_id", "doc_id", "relevance"])
     qrels: dict[str, dict[str, int]] = {}
     for query, doc, grade in zip(*(column.to_pylist() for column in table.columns), strict=True):
         qrels.setdefault(query, {})[doc] = grade
@@ -30,10 +30,7 @@ def read_qrels(dataset: Path | str, split: str) -> dict[str, dict[str, int]]:
 
 def read_queries(dataset: Path | str, split: str) -> set[str]:
     """Ids of the queries that one split of a prepared dataset has texts for."""
-    import pyarrow.parquet
-
-    path = Path(dataset) / split / "queries.parquet"
-    return set(pyarrow.parquet.read_table(whole(path), columns=["id"]).column("id").to_pylist())
+    return set(read_ids(Path(dataset) / split / "queries.parquet").to_pylist())
 
 
 def score_run(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import printable
+from ..startup import uncollected
 
 Finding = dict[str, Any]  # {"check": name, "ok": bool, "detail": one line}
 FULL_BYTES = 700 * 2**20  # weights above this are loaded only in part
@@ -65,6 +66,7 @@ def examine(staged: Path, digest_only: bool = False) -> dict[str, Any]:
         return {"findings": findings, "digest": probe.digest()}
 
 
+@uncollected()
 def load(staged: Path, record: dict[str, Any]) -> tuple[Any, Any, list[Finding]]:
     """Tokenizer, model in float32 and the findings about what was loaded."""
     import torch

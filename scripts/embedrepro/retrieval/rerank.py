@@ -21,6 +21,7 @@ from .. import shards
 from ..errors import UserError
 from ..files import digest, read_json, sealed, whole
 from ..schema import over_defaults
+from ..startup import uncollected
 from .runs import Ranking, iter_run, ranked
 
 FLAG_CLASSES = (
@@ -56,6 +57,7 @@ def read_spec(spec: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
+@uncollected()
 def load_reranker(model: Path | str, settings: dict[str, Any], device: str) -> Score:
     """Load a reranker from a local folder on one device ("cpu" or "cuda").
 
