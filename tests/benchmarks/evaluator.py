@@ -6,7 +6,7 @@
 all-MiniLM-L6-v2 on a folder in BEIR's layout, on the CPU, float32, batches of 32 and 256 tokens at
 most for FlagEmbedding, one shard for the workflow. Both start from the same staged folder and from
 a prepared dataset, take turns, and end with nDCG@10. Time is that of the whole process tree,
-memory its largest sum of proportional shares. Medians; ratios last.
+the median of the rounds; memory its largest sum of proportional shares. Ratios last.
 """
 
 import argparse
@@ -26,17 +26,28 @@ PROTOCOL = "flagembedding"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
-def measure(command: list[str], workdir: Path) -> tuple[float, float]:
-    """Seconds and peak MB of a command with all that it starts."""
-    began, peak = time.monotonic(), 0
+def seconds(command: list[str], workdir: Path) -> float:
+    began = time.monotonic()
+    with open(workdir / "log.txt", "a") as log:
+        finish(psutil.Popen(command, cwd=workdir, stdout=log, stderr=log), workdir)
+    return time.monotonic() - began
+
+
+def peak_mb(command: list[str], workdir: Path) -> float:
+    """Looking costs time: so it is done in a round of its own."""
+    peak = 0
     with open(workdir / "log.txt", "a") as log:
         process = psutil.Popen(command, cwd=workdir, stdout=log, stderr=log)
         while process.poll() is None:
             peak = max(peak, memory(process))
-            time.sleep(0.2)  # looking costs, too
-    if process.returncode:
+            time.sleep(0.1)
+    finish(process, workdir)
+    return peak / 2**20
+
+
+def finish(process: psutil.Popen, workdir: Path) -> None:
+    if process.wait():
         sys.exit((workdir / "log.txt").read_text()[-3000:])
-    return time.monotonic() - began, peak / 2**20
 
 
 def memory(process: psutil.Process) -> int:
@@ -73,7 +84,7 @@ def main() -> None:
             "reference": {"devices": ["cpu"], "batch_size": 32},
         }
         (work / "c.json").write_text(json.dumps(config))
-        measure(snakemake(work, "reference"), work)  # stages, prepares, and warms the disk's cache
+        seconds(snakemake(work, "reference"), work)  # stages, prepares, and warms the disk's cache
         (staged,) = work.glob("store/models/staged/*/stage.json")
         (prepared,) = work.glob("store/datasets/*/dataset.json")
         (sidecar,) = work.glob("store/embeddings/*/*/corpus-0-of-1.json")
@@ -86,23 +97,25 @@ def main() -> None:
         script += ["--staged", str(staged.parent), "--data", str(data), "--spec", str(spec)]
         script += ["--embeddings", str(sidecar), "--output", str(work / "theirs.json")]
         ours = snakemake(work, str(scores.relative_to(work)))
-        found: dict[str, list[tuple[float, float]]] = {"embed-repro": [], "FlagEmbedding": []}
-        for _ in range(args.rounds):
+        times: dict[str, list[float]] = {"embed-repro": [], "FlagEmbedding": []}
+        peaks = {}
+        for number in range(args.rounds + 1):
             for part in ("store/embeddings", "store/hits", "results"):
                 shutil.rmtree(work / part)
-            found["embed-repro"].append(measure(ours, work))
-            found["FlagEmbedding"].append(measure(script, work))
+            for name, command in zip(times, (ours, script), strict=True):
+                if number == args.rounds:
+                    peaks[name] = peak_mb(command, work)
+                else:
+                    times[name].append(seconds(command, work))
         print(f"nDCG@10: {json.dumps(ours_value['protocols'])[:200]}")
         print(f"nDCG@10 of FlagEmbedding: {json.loads(theirs.read_text())['metrics']}")
         print(f"dataset {prepared.parent.name}, {args.rounds} rounds")
-    medians = {}
-    for name, rows in found.items():
-        medians[name] = [statistics.median(column) for column in zip(*rows, strict=True)]
-        print(f"{name:14} {medians[name][0]:6.1f} s {medians[name][1]:7.0f} MB")
-    ratios = [a / b for a, b in zip(*medians.values(), strict=True)]
-    print(
-        f"embed-repro / FlagEmbedding: {ratios[0]:.2f} of the time, {ratios[1]:.2f} of the memory"
-    )
+    medians = {name: statistics.median(rows) for name, rows in times.items()}
+    for name, rows in times.items():
+        rounds = ", ".join(f"{took:.1f}" for took in rows)
+        print(f"{name:14} {medians[name]:6.1f} s ({rounds}) {peaks[name]:7.0f} MB")
+    time, memory = (a / b for a, b in (medians.values(), peaks.values()))
+    print(f"embed-repro / FlagEmbedding: {time:.2f} of the time, {memory:.2f} of the memory")
 
 
 if __name__ == "__main__":
