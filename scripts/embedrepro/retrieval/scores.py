@@ -59,12 +59,10 @@ def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     are added by halves, always in the same order and without fused multiply-add, so every device
     gives the same bits.
     """
-    if a.dtype == torch.float16:
-        x = (a.float() * b.float()).double()
-    else:
-        x = a.double() * b.double()
+    x = a.float() * b.float() if a.dtype == torch.float16 else a.double() * b.double()
     while (n := x.shape[1]) > 1:
-        y = x[:, : n // 2] + x[:, n // 2 : n // 2 * 2]
+        y = x[:, : n // 2].double()  # of float32 a copy, else what is overwritten
+        y += x[:, n // 2 : n // 2 * 2]
         if n % 2:
             y[:, 0] += x[:, -1]
         x = y
