@@ -17,6 +17,7 @@ import numpy as np
 from .errors import UserError
 
 PIECE = 2**26  # bytes of an array file that one digest in its sidecar's `pieces` covers
+READ = 8 * 2**20  # bytes read at once for hashing
 SEAL = "self_sha256"  # of a JSON record: the digest of all else in it
 TEMPORARY = ".tmp-"  # every unfinished file's or folder's name starts with this
 
@@ -34,8 +35,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
     try:
         yield temporary
         if temporary.is_file():
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
+            _store(temporary)
             os.replace(temporary, path)
         else:
             _replace_folder(temporary, path)
@@ -112,6 +112,12 @@ def damaged(path: Path | str, what: str, remove: Path | str | None = None) -> Us
     return UserError(f"{path}: {what}; delete {remove or 'it'} and run again")
 
 
+def _store(path: Path) -> None:
+    """Return when the disk has the file."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 @contextmanager
 def sealed(path: Path | str) -> Iterator[Path]:
     """`atomic` for a file that gets its digest beside it, `<path>.sha256`, as sha256sum writes it.
@@ -157,8 +163,8 @@ def _check_whole(path: Path, size: int, *_mark: int) -> None:
 
 def sha256(path: Path | str) -> str:
     """Hex digest of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    path = Path(path)
+    return _digest_of(path, 0, path.stat().st_size)
 
 
 def piece_digests(path: Path | str) -> list[str]:
@@ -169,10 +175,14 @@ def piece_digests(path: Path | str) -> list[str]:
 
 
 def _piece_digest(path: Path, start: int) -> str:
-    found, buffer = hashlib.sha256(), memoryview(bytearray(2**20))
+    return _digest_of(path, start, PIECE)
+
+
+def _digest_of(path: Path, start: int, left: int) -> str:
+    # Large reads: each ends with a wait for the interpreter, which may be importing meanwhile.
+    found, buffer = hashlib.sha256(), memoryview(bytearray(min(left, READ)))
     with open(path, "rb", buffering=0) as file:
         file.seek(start)
-        left = PIECE
         while left and (count := file.readinto(buffer[:left])):
             found.update(buffer[:count])
             left -= count
@@ -202,7 +212,10 @@ def seal_array(temporary: Path, path: Path | str, **meta: Any) -> None:
 def _write_sidecar(temporary: Path, path: Path | str, meta: dict[str, Any]) -> None:
     array = np.load(temporary, mmap_mode="r")
     facts = {"shape": list(array.shape), "dtype": str(array.dtype)}
-    facts |= {"sha256": sha256(temporary), "pieces": piece_digests(temporary)}
+    with ThreadPoolExecutor(2) as pool:
+        stored, whole = pool.submit(_store, temporary), pool.submit(sha256, temporary)
+        facts |= {"pieces": piece_digests(temporary), "sha256": whole.result()}
+        stored.result()
     write_record(sidecar(path), facts | meta)
 
 

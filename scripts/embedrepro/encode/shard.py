@@ -155,7 +155,6 @@ class ArrayWriter:
                 return
             if not self.written.all():
                 raise RuntimeError(f"row {int(np.argmin(self.written))} was never written")
-            os.fsync(self.file.fileno())
 
 
 def _write_all(descriptor: int, data: memoryview, place: int) -> None:
