@@ -68,7 +68,7 @@ def quantise(
     rest = triton.next_power_of_2(size - wide) if size > wide else 0
     _quantise[(rows,)](
         values, gates, numbers, scales, size, gates is not None, LARGEST, wide, rest,
-        num_warps=min(max(wide // 1024, 4), 16),
+        num_warps=min(max(wide // 1024, 1), 16),
     )  # fmt: skip
     return numbers, scales
 
