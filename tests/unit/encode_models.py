@@ -153,3 +153,24 @@ def write_corpus(path: Path, texts: list[str], titles: list[str] | None = None) 
     }
     pq.write_table(pa.table(columns), path, row_group_size=50)
     return path
+
+
+def attend_each(query, key, value, offsets, _, longest, __, *, scale, window_size, enable_gqa):
+    """What the CUDA kernel computes, by plain arithmetic for each sequence."""
+    found = torch.empty_like(query)
+    ends = offsets.tolist()
+    repeat = query.shape[1] // key.shape[1]
+    assert enable_gqa == (repeat > 1)
+    for start, stop in zip(ends, ends[1:], strict=False):
+        assert stop - start <= longest
+        q, k, v = (t[start:stop].transpose(0, 1).float() for t in (query, key, value))
+        k, v = k.repeat_interleave(repeat, 0), v.repeat_interleave(repeat, 0)
+        scores = q @ k.transpose(1, 2) * scale
+        ahead = torch.arange(stop - start)[None] - torch.arange(stop - start)[:, None]
+        left, right = window_size
+        if right >= 0:
+            scores[:, ahead > right] = -torch.inf
+        if left >= 0:
+            scores[:, -ahead > left] = -torch.inf
+        found[start:stop] = (scores.softmax(-1) @ v).transpose(0, 1)
+    return found

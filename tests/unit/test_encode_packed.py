@@ -9,7 +9,7 @@ import transformers
 from embedrepro.encode import attention as attention_module
 from embedrepro.encode import load_engine
 from embedrepro.encode.packed import PackedEngine
-from encode_models import DECODERS, ENCODERS, WORDS, tiny
+from encode_models import DECODERS, ENCODERS, WORDS, attend_each, tiny
 
 CASES = [(family, False) for family in ENCODERS]
 CASES += [(family, False) for family in DECODERS]
@@ -40,27 +40,6 @@ def reference(folder, texts, pooling, normalise=True):
         vector = {"cls": hidden[0], "last_token": hidden[-1], "mean": hidden.mean(0)}[pooling]
         vectors.append(vector / vector.norm() if normalise else vector)
     return torch.stack(vectors).numpy()
-
-
-def attend_each(query, key, value, offsets, _, longest, __, *, scale, window_size, enable_gqa):
-    """What the CUDA kernel computes, by plain arithmetic for each sequence."""
-    found = torch.empty_like(query)
-    ends = offsets.tolist()
-    repeat = query.shape[1] // key.shape[1]
-    assert enable_gqa == (repeat > 1)
-    for start, stop in zip(ends, ends[1:], strict=False):
-        assert stop - start <= longest
-        q, k, v = (t[start:stop].transpose(0, 1).float() for t in (query, key, value))
-        k, v = k.repeat_interleave(repeat, 0), v.repeat_interleave(repeat, 0)
-        scores = q @ k.transpose(1, 2) * scale
-        ahead = torch.arange(stop - start)[None] - torch.arange(stop - start)[:, None]
-        left, right = window_size
-        if right >= 0:
-            scores[:, ahead > right] = -torch.inf
-        if left >= 0:
-            scores[:, -ahead > left] = -torch.inf
-        found[start:stop] = (scores.softmax(-1) @ v).transpose(0, 1)
-    return found
 
 
 @pytest.fixture(scope="module")
