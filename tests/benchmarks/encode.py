@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -48,7 +49,7 @@ GEOMETRIES = {
     "bert-base": {"config": ("BertConfig", (768, 12, 12, 3072), BERT), "pooling": "cls"},
     "bert-large": {"config": ("BertConfig", (1024, 24, 16, 4096), BERT), "pooling": "cls"},
 }
-PARTS = ["attention", "start", "speed", "bytes", "memory", "devices"]
+PARTS = ["attention", "speed", "bytes", "start", "memory", "devices", "faults", "profile"]
 LENGTH = 512
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -339,9 +340,9 @@ def exactness(folder: Path, found: dict, sample: list[str], corpora: dict, scrat
     return results
 
 
-def same_bytes(name: str, folder: Path, texts: list[str], scratch: Path) -> dict:
+def same_bytes(name: str, folder: Path, texts: list[str], scratch: Path, dtype: str) -> dict:
     """Digests of the vectors for other cuts, order, budgets and a fresh process."""
-    engine = Packed(folder, "bfloat16" if DEVICE == "cuda" else "float32").engine
+    engine = Packed(folder, dtype).engine
     corpus = write_corpus(scratch / "all.parquet", texts)
 
     def digest(vectors: np.ndarray) -> str:
@@ -360,7 +361,7 @@ def same_bytes(name: str, folder: Path, texts: list[str], scratch: Path) -> dict
         seen[key] = digest(vectors)
         print(f"  {seen[key]} {key}", flush=True)
 
-    print(f"\n{name}: {len(texts)} passages")
+    print(f"\n{name}, {engine.compute_dtype}: {len(texts)} passages")
     for n in (1, 2, 4, 7):
         note(f"{n} shards", whole(corpus, n))
     order = np.random.default_rng(0).permutation(len(texts))
@@ -369,32 +370,40 @@ def same_bytes(name: str, folder: Path, texts: list[str], scratch: Path) -> dict
     budget = engine.tokens_per_batch
     engine.tokens_per_batch = max(budget // 2, LENGTH)
     note(f"{engine.tokens_per_batch} instead of {budget} tokens a batch", whole(corpus))
-    fresh = run_cli(folder, corpus, scratch, scratch / "another-cache")[1]
+    fresh = run_cli(folder, corpus, scratch, scratch / "another-cache", dtype)[1]
     note("fresh process and compiler cache", fresh)
     print("  identical bytes" if len(set(seen.values())) == 1 else "  BYTES DIFFER")
     return seen
 
 
-def command(folder: Path, corpus: Path, output: Path, cache: Path) -> list[str]:
+def command(
+    folder: Path, corpus: Path, output: Path, cache: Path, dtype: str = "auto", budget: int = 0
+) -> list[str]:
     """scripts/encode.py for all of `corpus`."""
+    output.parent.mkdir(exist_ok=True)
     spec = output.with_suffix(".spec.json")
-    spec.write_text("{}")
+    spec.write_text(json.dumps({"facts": {"dtype": dtype}}))
     given = {"staged": folder, "texts": corpus, "spec": spec, "role": "passage"}
     given |= {"output": output, "compiler-cache": cache}
+    given |= {"tokens-per-batch": budget} if budget else {}
     words = [part for key, value in given.items() for part in (f"--{key}", str(value))]
     return [sys.executable, str(SCRIPTS / "encode.py"), *words]
 
 
 def run_cli(
-    folder: Path, corpus: Path, scratch: Path, cache: Path
+    folder: Path, corpus: Path, scratch: Path, cache: Path, dtype: str = "auto"
 ) -> tuple[float, np.ndarray, dict]:
     """Seconds, vectors and sidecar of scripts/encode.py in a process of its own."""
     output = scratch / "cli.npy"
     began = time.perf_counter()
-    run = command(folder, corpus, output, cache)
+    run = command(folder, corpus, output, cache, dtype)
     subprocess.run(run, check=True, stderr=subprocess.DEVNULL)
     taken = time.perf_counter() - began
-    return taken, np.load(output), json.loads(output.with_suffix(".json").read_text())
+    return taken, np.load(output), sidecar_of(output)
+
+
+def sidecar_of(output: Path) -> dict:
+    return json.loads(output.with_suffix(".json").read_text())
 
 
 def cold_start(name: str, folder: Path, texts: list[str], scratch: Path) -> list[float]:
@@ -437,8 +446,7 @@ def several_devices(name: str, folder: Path, texts: list[str], scratch: Path, ar
         runs = [command(folder, corpus, out, scratch / f"cache-{name}") for out in outputs]
         jobs = [subprocess.Popen(slot + run, stderr=subprocess.DEVNULL) for run in runs]
         assert not any([job.wait() for job in jobs])
-        sidecars = [json.loads(out.with_suffix(".json").read_text()) for out in outputs]
-        return max(sidecar["seconds"] for sidecar in sidecars)
+        return max(sidecar_of(out)["seconds"] for out in outputs)
 
     at_once(1)  # fills the compiler's cache
     pairs = [(at_once(1), at_once(count)) for _ in range(args.repeats)]
@@ -459,6 +467,119 @@ def several_devices(name: str, folder: Path, texts: list[str], scratch: Path, ar
         flag.model.stop_self_pool()
     print(f"FlagEmbedding, passages/s by devices: {pool}, {pool[count] / pool[1]:.2f} × one")
     return {"seconds": pairs, "ratio": ratio, "pool": pool}
+
+
+def faults(name: str, folder: Path, texts: list[str], scratch: Path) -> dict:
+    """Jobs killed at random moments and run again, and one that finds little memory: same bytes."""
+    corpus = write_corpus(scratch / "faults.parquet", texts)
+    cache = scratch / f"cache-faults-{name}"
+    seconds, expected, sidecar = run_cli(folder, corpus, scratch, cache)
+    print(f"\n{name}: {len(texts)} passages, undisturbed {seconds:.1f} s", flush=True)
+    moments = np.random.default_rng(0).random(10)
+
+    def killed(number: int) -> dict:
+        output = scratch / f"killed-{number}" / "vectors.npy"
+        run = command(folder, corpus, output, cache)
+        job = subprocess.Popen(run, stderr=subprocess.DEVNULL)
+        writing = number % 2 == 1  # every other one only once it writes
+        while writing and job.poll() is None and not any(output.parent.glob("*vectors.npy")):
+            time.sleep(0.01)
+        moment = moments[number] * (sidecar["seconds"] if writing else seconds)
+        time.sleep(moment)
+        job.kill()
+        found = {"writing": writing, "after": round(float(moment), 2), "status": job.wait()}
+        found["left"] = sorted(path.name[:24] for path in output.parent.iterdir())
+        subprocess.run(run, check=True, stderr=subprocess.DEVNULL)
+        found["same"] = np.load(output).tobytes() == expected.tobytes()
+        return found
+
+    # Side by side where there is room: they share the compiler's cache too.
+    with ThreadPoolExecutor(10 if DEVICE == "cuda" else 1) as pool:
+        jobs = list(pool.map(killed, range(10)))
+    for job in jobs:
+        print(f"  {job}")
+    print(f"  killed and retried: {sum(job['same'] for job in jobs)} of 10 with the same bytes")
+    return {"killed": jobs} | ({"memory": starved(name, folder, corpus, scratch, expected)}
+                               if DEVICE == "cuda" else {})  # fmt: skip
+
+
+HOG = """
+import sys, torch
+free, _ = torch.cuda.mem_get_info()
+held = torch.empty(free - int(sys.argv[1]), dtype=torch.uint8, device="cuda")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def starved(
+    name: str, folder: Path, corpus: Path, scratch: Path, expected: np.ndarray, budget: int = 2**18
+) -> dict:
+    """A job told to take large batches while another process holds nearly all memory."""
+    cache = scratch / f"cache-faults-{name}"
+    output = scratch / "plenty" / "vectors.npy"
+    run = command(folder, corpus, output, cache, budget=budget)
+    subprocess.run(run, check=True, stderr=subprocess.DEVNULL)
+    plenty = sidecar_of(output)["peak_memory_mb"]
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20
+    left = 1024 + weights + (plenty - weights) / 3  # the context, the model, a third of the rest
+    hog = subprocess.Popen(
+        [sys.executable, "-c", HOG, str(int(left * 2**20))],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    hog.stdout.readline()
+    output = scratch / "starved" / "vectors.npy"
+    run = command(folder, corpus, output, cache, budget=budget)
+    job = subprocess.run(run, stderr=subprocess.PIPE, text=True)
+    hog.communicate()
+    said = [line for line in job.stderr.splitlines() if "memory" in line] or [job.stderr[-600:]]
+    print(f"  with {left:,.0f} MB left of the {plenty:,.0f} taken: status {job.returncode}, {said}")
+    found = {"status": job.returncode, "said": said}
+    if job.returncode == 0:
+        found["same"] = np.load(output).tobytes() == expected.tobytes()
+        found["budget"] = sidecar_of(output)["tokens_per_batch"]
+        print(f"  ended with {found['budget']} tokens a batch, same bytes: {found['same']}")
+    return found
+
+
+KINDS = {
+    "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "_mm"),
+    "attention": ("_attend", "flash"),
+    "rounding to float8": ("_quantise",),
+    "copies": ("memcpy", "memset"),
+    "compiled (norms, rotary, gates)": ("triton",),
+}
+
+
+def profile(name: str, folder: Path, texts: list[str], scratch: Path, dtypes: list[str]) -> dict:
+    """Where a device's time goes: share of each kind of kernel, and of each of the largest."""
+    from torch.profiler import ProfilerActivity
+
+    corpus = write_corpus(scratch / "profile.parquet", texts)
+    tables = {}
+    for dtype in dtypes:
+        run = Packed(folder, dtype)
+        for _ in range(2):
+            run(corpus, texts, scratch / "profile.npy")
+        with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as seen:
+            began = time.perf_counter()
+            run(corpus, texts, scratch / "profile.npy")
+            span = time.perf_counter() - began
+        kernels = {e.key: (e.self_device_time_total / 1e6, e.count) for e in seen.key_averages()}
+        busy = sum(seconds for seconds, _ in kernels.values())
+        kinds = dict.fromkeys([*KINDS, "other"], 0.0)
+        for key, (seconds, _) in kernels.items():
+            marks = ((kind, any(m in key.lower() for m in marks)) for kind, marks in KINDS.items())
+            kinds[next((kind for kind, found in marks if found), "other")] += seconds
+        print(f"\n{name}, {run.engine.compute_dtype}: busy {busy:.3f} s of {span:.3f} s")
+        print("| kind | ms | share |\n|---|---|---|")
+        for kind, seconds in kinds.items():
+            print(f"| {kind} | {1000 * seconds:.1f} | {seconds / busy:.3f} |")
+        for key, (seconds, count) in sorted(kernels.items(), key=lambda item: -item[1][0])[:14]:
+            each = 1e6 * seconds / count
+            print(f"  {seconds / busy:.3f}  {count:5d} × {each:8.1f} us  {key[:90]}")
+        tables[dtype] = kinds | {"busy": busy, "span": span}
+    return tables
 
 
 def short_attention() -> None:
@@ -537,9 +658,8 @@ def main() -> None:
     parser.add_argument("--bert-tokenizer", help="folder with a BERT tokenizer; default MiniLM's")
     parser.add_argument("--qwen-tokenizer", help="folder with a Qwen2 tokenizer")
     parser.add_argument("--geometries", nargs="*", default=list(GEOMETRIES), choices=GEOMETRIES)
-    parser.add_argument(
-        "--parts", nargs="*", default=["attention", "speed", "bytes", "start", "memory"]
-    )
+    parser.add_argument("--parts", nargs="*", default=PARTS[:5], choices=PARTS)
+    parser.add_argument("--dtypes", nargs="*", help="for bytes and profile; default the usual one")
     parser.add_argument("--engines", nargs="*", default=[], help="only these, packed among them")
     parser.add_argument("--passages", type=int, default=16384)
     parser.add_argument("--peer-share", type=int, default=4, help="peers get 1/N of the passages")
@@ -566,6 +686,7 @@ def main() -> None:
     print(device, known, flush=True)
     sys.stdout.reconfigure(line_buffering=True)
     results = {"device": device, "versions": known}
+    dtypes = args.dtypes or ["bfloat16" if DEVICE == "cuda" else "float32"]
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         if "attention" in args.parts and DEVICE == "cuda":
@@ -584,7 +705,12 @@ def main() -> None:
             if "speed" in args.parts:
                 one["speed"] = compare(geometry, folder, texts, scratch, args)
             if "bytes" in args.parts:
-                one["bytes"] = same_bytes(geometry, folder, texts[: len(texts) // 2], scratch)
+                some = texts[: len(texts) // 2]
+                one["bytes"] = [same_bytes(geometry, folder, some, scratch, t) for t in dtypes]
+            if "faults" in args.parts:
+                one["faults"] = faults(geometry, folder, texts, scratch)
+            if "profile" in args.parts and DEVICE == "cuda":
+                one["profile"] = profile(geometry, folder, texts, scratch, dtypes)
             if "devices" in args.parts:
                 one["devices"] = several_devices(geometry, folder, texts, scratch, args)
             if "memory" in args.parts and geometry == "minilm":
