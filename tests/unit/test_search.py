@@ -13,7 +13,7 @@ import pytrec_eval
 import torch
 from embedrepro.errors import UserError
 from embedrepro.files import save_array, sidecar
-from embedrepro.retrieval import scan, vectors
+from embedrepro.retrieval import scan, search, vectors
 from embedrepro.retrieval.hits import group_size, write_hits
 from embedrepro.retrieval.runs import read_run
 from embedrepro.retrieval.scores import dot
@@ -292,6 +292,16 @@ def test_damaged_vectors_are_refused(tmp_path, device):
     with pytest.raises(UserError, match="sha256"):
         search_one(tmp_path, device=device)
     assert [path.name for path in tmp_path.glob("*h.parquet")] == []
+
+
+def test_a_larger_shard_is_scanned(tmp_path, monkeypatch):
+    shard_files(tmp_path)
+    search_one(tmp_path, device="auto")
+    found = pq.read_table(tmp_path / "h.parquet")
+    monkeypatch.setattr(search, "SMALL", 3 * 60 * search.NARROW - 1)
+    monkeypatch.delattr(search, "score_all")
+    search_one(tmp_path, device="auto")
+    assert pq.read_table(tmp_path / "h.parquet").equals(found)
 
 
 def test_merge_refuses_shards_that_do_not_belong_together(tmp_path):
