@@ -12,11 +12,14 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture
 def asked(local, config, tmp_path, monkeypatch):
-    """The Kubernetes jobs of an experiment that is ready to encode."""
+    """The Kubernetes jobs of an experiment whose first shard is encoded."""
     volume = tmp_path / "volume"
     for part in ("specs", "models", "datasets"):
         stored = volume / "embed-repro" / "store" / part
         shutil.copytree(local / "store" / part, stored, symlinks=True)
+    others = shutil.ignore_patterns("corpus-[123]-*", "*-queries.*")
+    embeddings = volume / "embed-repro" / "store" / "embeddings"
+    shutil.copytree(local / "store" / "embeddings", embeddings, ignore=others)
     text = (REPOSITORY / "profiles" / "kubernetes" / "config.yaml").read_text()
     assert 'MOUNTED = "/embed-repro-data"' in text
     profile = tmp_path / "profile"
@@ -50,5 +53,5 @@ def test_every_shard_asks_for_one_gpu_and_the_volume(asked):
         claims = [v["persistentVolumeClaim"] for v in pod["volumes"] if v["name"] == "embed-repro"]
         assert claims == [{"claimName": "embed-repro"}]
         assert f"--default-storage-prefix '{volume}/embed-repro'" in command
-    assert sorted(rules) == ["encode_corpus"] * 4 + ["encode_queries"]
-    assert len(jobs) == 5
+    assert sorted(rules) == ["encode_corpus"] * 3 + ["encode_queries"]
+    assert len(jobs) == 4
