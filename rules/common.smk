@@ -171,8 +171,9 @@ def query_embeddings(model, dataset, split):
 
 def queries_ahead(wildcards):
     """The queries that the job of a corpus' first shard encodes too, as one word."""
+    if int(wildcards.shard):
+        return pack([])
     model, dataset = of_model(wildcards), of_dataset(wildcards)
-    splits = dataset.splits if int(wildcards.shard) == 0 else []
     value = EXPERIMENT.encode_spec(model, dataset, "query")
     return pack(
         [
@@ -181,7 +182,7 @@ def queries_ahead(wildcards):
                 "spec": value,
                 "output": query_embeddings(model, dataset, split),
             }
-            for split in splits
+            for split in dataset.splits
         ]
     )
 

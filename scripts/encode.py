@@ -35,12 +35,12 @@ def main() -> None:
         folder = args.compiler_cache.absolute()
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
         os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
-    from embedrepro.encode.shard import encode_shard, row_range
-    from embedrepro.models.staged import verify_staged
-
     if take(args.output):
         print(f"{args.output}: was encoded by the job of the corpus' first shard")
         return
+    from embedrepro.encode.shard import encode_shard, row_range
+    from embedrepro.models.staged import verify_staged
+
     row_range(args.texts, args.shard, args.shards)  # a mistake shows before a model is loaded
     spec = read_json(args.spec)
     with ThreadPoolExecutor(1) as pool:  # hashing files leaves the interpreter to the imports

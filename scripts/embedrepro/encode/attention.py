@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import library
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -47,7 +48,7 @@ class Layout:
 layout = Layout()
 
 
-@torch.library.custom_op("embedrepro::varlen_attention", mutates_args=())
+@library.custom_op("embedrepro::varlen_attention", mutates_args=())
 def varlen_attention(
     query: torch.Tensor,
     key: torch.Tensor,

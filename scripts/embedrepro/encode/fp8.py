@@ -9,6 +9,7 @@ in one pass over it takes a Triton kernel.
 import torch
 import triton
 import triton.language as tl
+from torch import library
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
@@ -52,7 +53,7 @@ def _quantise(
     tl.store(scales + row, scale)
 
 
-@torch.library.custom_op("embedrepro::quantise", mutates_args=())
+@library.custom_op("embedrepro::quantise", mutates_args=())
 def quantise(
     values: torch.Tensor, gates: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
