@@ -17,7 +17,7 @@ REPOSITORY = Path(workflow.basedir)
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
 from embedrepro.argument import pack
-from embedrepro.models import snapshot
+from embedrepro.sources import snapshot
 from embedrepro.datasets.registry import expand, read_registry
 from embedrepro.errors import UserError, printable
 from embedrepro.experiment import Experiment, absolute_paths
@@ -50,7 +50,7 @@ def read_config():
 def folder_digest(source):
     """Digest of a local source: a folder's files, or what the demonstration model is built from."""
     if source.isdigit():
-        parts = ["scripts/embedrepro/models/demo_model.py", "data/demo/corpus.jsonl"]
+        parts = ["scripts/embedrepro/sources/demo_model.py", "data/demo/corpus.jsonl"]
         return digest([int(source), *(sha256(REPOSITORY / part) for part in parts)])
     return snapshot.path_digest(source, DIGESTS)
 

@@ -16,8 +16,8 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="run.trec")
     args = parser.parse_args()
 
-    from embedrepro.retrieval.bm25 import search_bm25
-    from embedrepro.retrieval.runs import write_run
+    from embedrepro.search.bm25 import search_bm25
+    from embedrepro.search.runs import write_run
 
     rankings = search_bm25(args.dataset, args.split, read_json(args.spec), args.top_k)
     write_run(args.output, rankings, args.tag)

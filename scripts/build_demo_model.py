@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from embedrepro.errors import run_cli
-from embedrepro.models.demo_model import build
+from embedrepro.sources.demo_model import build
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from embedrepro.errors import UserError, printable, run_cli
 from embedrepro.models.local_models import model_folders, rename_dotted, restore_dotted
-from embedrepro.models.names import Examined, examine, mistaken_code
+from embedrepro.names import Examined, examine, mistaken_code
 
 
 def main() -> None:

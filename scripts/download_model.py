@@ -6,7 +6,7 @@ from pathlib import Path
 
 from embedrepro.errors import UserError, run_cli
 from embedrepro.files import read_json
-from embedrepro.models.hub import describe, download_model
+from embedrepro.sources.hub import describe, download_model
 
 
 def main() -> None:

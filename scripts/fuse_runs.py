@@ -4,8 +4,8 @@ import argparse
 
 from embedrepro.errors import run_cli
 from embedrepro.files import read_json
-from embedrepro.retrieval.fusion import fuse
-from embedrepro.retrieval.runs import write_run
+from embedrepro.search.fusion import fuse
+from embedrepro.search.runs import write_run
 
 
 def main() -> None:

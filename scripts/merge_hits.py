@@ -3,8 +3,8 @@
 import argparse
 
 from embedrepro.errors import run_cli
-from embedrepro.retrieval.hits import merge_hits
-from embedrepro.retrieval.runs import write_run
+from embedrepro.search.hits import merge_hits
+from embedrepro.search.runs import write_run
 
 
 def main() -> None:

@@ -3,8 +3,8 @@
 import argparse
 
 from embedrepro.errors import run_cli
-from embedrepro.retrieval.rerank import merge_reranked
-from embedrepro.retrieval.runs import write_run
+from embedrepro.search.rerank import merge_reranked
+from embedrepro.search.runs import write_run
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ def main() -> None:
     args = parser.parse_args()
 
     from embedrepro.encode import pick_device
-    from embedrepro.retrieval.rerank import rerank_shard
+    from embedrepro.search.rerank import rerank_shard
 
     rerank_shard(
         args.run,

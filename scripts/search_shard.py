@@ -3,7 +3,7 @@
 import argparse
 
 from embedrepro.errors import run_cli
-from embedrepro.retrieval.search import search_shard
+from embedrepro.search.exact import search_shard
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from . import keys
 from .errors import UserError, printable
 from .evaluation import metrics
-from .models import names
+from . import names
 from .schema import nearest, validate
 
 KINDS = ("bm25", "fuse", "rerank")  # rows of the report that are not an embedding model by itself

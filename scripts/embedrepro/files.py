@@ -6,17 +6,13 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .errors import UserError
 
-PIECE = 2**26  # bytes of an array file that one digest in its sidecar's `pieces` covers
 READ = 8 * 2**20  # bytes read at once for hashing
 SEAL = "self_sha256"  # of a JSON record: the digest of all else in it
 TEMPORARY = ".tmp-"  # every unfinished file's or folder's name starts with this
@@ -35,7 +31,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
     try:
         yield temporary
         if temporary.is_file():
-            _store(temporary)
+            store(temporary)
             os.replace(temporary, path)
         else:
             _replace_folder(temporary, path)
@@ -112,7 +108,7 @@ def damaged(path: Path | str, what: str, remove: Path | str | None = None) -> Us
     return UserError(f"{path}: {what}; delete {remove or 'it'} and run again")
 
 
-def _store(path: Path) -> None:
+def store(path: Path) -> None:
     """Return when the disk has the file."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
@@ -164,21 +160,11 @@ def _check_whole(path: Path, size: int, *_mark: int) -> None:
 def sha256(path: Path | str) -> str:
     """Hex digest of a file's bytes."""
     path = Path(path)
-    return _digest_of(path, 0, path.stat().st_size)
+    return digest_of(path, 0, path.stat().st_size)
 
 
-def piece_digests(path: Path | str) -> list[str]:
-    """Hex sha256 of each 64 MiB of a file, hashed in parallel: one thread is slower than a disk."""
-    path = Path(path)
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        return list(pool.map(partial(_piece_digest, path), range(0, path.stat().st_size, PIECE)))
-
-
-def _piece_digest(path: Path, start: int) -> str:
-    return _digest_of(path, start, PIECE)
-
-
-def _digest_of(path: Path, start: int, left: int) -> str:
+def digest_of(path: Path, start: int, left: int) -> str:
+    """Hex sha256 of `left` bytes of a file from byte `start`, or of as many as there are."""
     # Large reads: each ends with a wait for the interpreter, which may be importing meanwhile.
     found, buffer = hashlib.sha256(), memoryview(bytearray(min(left, READ)))
     with open(path, "rb", buffering=0) as file:
@@ -193,63 +179,3 @@ def digest(value: Any, length: int = 12) -> str:
     """Short hex digest of a JSON value, independent of key order."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:length]
-
-
-def sidecar(path: Path | str) -> Path:
-    return Path(path).with_suffix(".json")
-
-
-def seal_array(temporary: Path, path: Path | str, **meta: Any) -> None:
-    """Give a finished `.npy` (still under its temporary name) its sidecar, then its final name.
-
-    The sidecar holds shape, dtype, sha256 and piece digests of the file, and `meta`. It is written
-    first, so an array under its final name always has one.
-    """
-    _write_sidecar(temporary, path, meta)
-    os.replace(temporary, path)
-
-
-def _write_sidecar(temporary: Path, path: Path | str, meta: dict[str, Any]) -> None:
-    array = np.load(temporary, mmap_mode="r")
-    facts = {"shape": list(array.shape), "dtype": str(array.dtype)}
-    with ThreadPoolExecutor(2) as pool:
-        stored, whole = pool.submit(_store, temporary), pool.submit(sha256, temporary)
-        facts |= {"pieces": piece_digests(temporary), "sha256": whole.result()}
-        stored.result()
-    write_record(sidecar(path), facts | meta)
-
-
-def save_array(path: Path | str, array: np.ndarray, **meta: Any) -> None:
-    """Write `array` as `.npy` with a sidecar `.json` beside it (see `seal_array`)."""
-    path = Path(path)
-    with atomic(path) as temporary:
-        with open(temporary, "wb") as file:
-            np.save(file, array)
-        _write_sidecar(temporary, path, meta)
-
-
-def load_array(path: Path | str, verify: bool = True) -> tuple[np.ndarray, dict[str, Any]]:
-    """Memory-map an array and read its sidecar; a mismatch is refused by name.
-
-    `verify=False` leaves `verify_array` to the caller, who can read meanwhile.
-    """
-    path = Path(path)
-    meta = read_json(sidecar(path))
-    try:
-        array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise damaged(path, f"not a whole .npy file ({error})") from None
-    if list(array.shape) != meta.get("shape") or str(array.dtype) != meta.get("dtype"):
-        stated = f"{meta.get('dtype')}{meta.get('shape')}"
-        raise damaged(path, f"holds {array.dtype}{list(array.shape)}, its sidecar says {stated}")
-    if verify:
-        verify_array(path, meta)
-    return array, meta
-
-
-def verify_array(path: Path | str, meta: dict[str, Any]) -> None:
-    """Hold a file's bytes against its sidecar `meta`; raises `UserError` on a mismatch."""
-    pieces = meta.get("pieces")
-    whole = sha256(path) == meta.get("sha256") if pieces is None else piece_digests(path) == pieces
-    if not whole:
-        raise damaged(path, "its sha256 is not the one in its sidecar")

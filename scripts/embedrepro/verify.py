@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import UserError
-from .files import load_array, read_json, whole
-from .models.snapshot import check_digests
+from .files import read_json, whole
+from .sources.snapshot import check_digests
 from .models.staged import verify_staged
 from .models.staging import listed_files
+from .vectors.dense import load_array
 
 
 def damage(root: Path | str) -> Iterator[str]:

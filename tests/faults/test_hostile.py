@@ -12,7 +12,7 @@ from embedrepro.datasets.registry import expand
 from embedrepro.errors import UserError, run_cli
 from embedrepro.experiment import Experiment
 from embedrepro.files import read_json, write_json
-from embedrepro.models.demo_model import build
+from embedrepro.sources.demo_model import build
 from embedrepro.models.staging import stage
 from small_run import REPOSITORY, Run, write_corpus
 

@@ -4,7 +4,7 @@ import numpy as np
 import protocol_example as example
 import pytest
 from embedrepro.evaluation import metrics, protocols, scoring
-from embedrepro.retrieval import runs
+from embedrepro.search import runs
 
 pytestmark = pytest.mark.slow
 

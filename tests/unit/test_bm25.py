@@ -13,8 +13,8 @@ import pytrec_eval
 import Stemmer
 from embedrepro.datasets.prepare import prepare
 from embedrepro.errors import UserError
-from embedrepro.retrieval.bm25 import DEFAULTS, Tokenizer, search_bm25
-from embedrepro.retrieval.runs import read_run
+from embedrepro.search.bm25 import DEFAULTS, Tokenizer, search_bm25
+from embedrepro.search.runs import read_run
 from helpers import XQUAD, prepared_dataset
 
 PASSAGES = {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import traps
 from embedrepro.errors import UserError
-from embedrepro.models.demo_model import END, ID, build
+from embedrepro.sources.demo_model import END, ID, build
 from embedrepro.models.staging import stage
 
 REPOSITORY = Path(__file__).parents[2]

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from embedrepro import files
 from embedrepro.argument import pack
 from embedrepro.encode import load_engine
 from embedrepro.encode.packed import PackedEngine
 from embedrepro.encode.shard import encode_shard
+from embedrepro.vectors import dense
 from encode_models import WORDS, minilm, stage, tiny, write_corpus
 from helpers import XQUAD
 from minilm import minilm_folder
@@ -42,7 +42,7 @@ def whole(engine, corpus, output, shards=1):
     parts = []
     for i in range(shards):
         encode_shard(engine, corpus, {}, "passage", i, shards, output)
-        parts.append(files.load_array(output)[0])
+        parts.append(dense.load_array(output)[0])
     return np.concatenate(parts)
 
 
@@ -156,7 +156,7 @@ def test_cli_writes_sealed_array_with_sidecar(bert, corpus, tmp_path):
         command(bert, corpus, output, "--shard", "1", "--shards", "2"), capture_output=True
     )
     assert done.returncode == 0, done.stderr
-    array, meta = files.load_array(output)
+    array, meta = dense.load_array(output)
     expected = whole(load_engine(bert, {}, "cpu"), corpus, tmp_path / "x.npy")
     assert array.tobytes() == expected[slice(*meta["rows"])].tobytes()
     assert meta["docs"] == len(array) and meta["tokens"] > meta["docs"]
@@ -225,7 +225,7 @@ def test_queries_encoded_ahead_are_taken_by_their_own_job(bert, corpus, tmp_path
     for damage in (False, True):
         subprocess.run(shard, check=True, capture_output=True)
         assert whole(load_engine(bert, {}, "cpu"), corpus, tmp_path / "x.npy").tobytes() == (
-            files.load_array(folder / "corpus.npy")[0].tobytes()
+            dense.load_array(folder / "corpus.npy")[0].tobytes()
         )
         (early,) = folder.glob(f"{files.TEMPORARY}*.npy")
         if damage:
@@ -233,7 +233,7 @@ def test_queries_encoded_ahead_are_taken_by_their_own_job(bert, corpus, tmp_path
         done = subprocess.run(own, check=True, capture_output=True, text=True)
         assert ("was encoded by the job" in done.stdout) is not damage
         assert output.read_bytes() == expected
-        assert files.load_array(output)[1]["settings"]["query_prompt"] == "w3 "
+        assert dense.load_array(output)[1]["settings"]["query_prompt"] == "w3 "
         assert not list(folder.glob(f"{files.TEMPORARY}*"))
         if not damage:
             output.unlink()

@@ -8,15 +8,13 @@ import pytest
 from embedrepro.errors import UserError
 from embedrepro.files import (
     atomic,
-    load_array,
     read_json,
-    save_array,
     sealed,
     sha256,
-    sidecar,
     whole,
     write_record,
 )
+from embedrepro.vectors.dense import load_array, save_array, sidecar
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

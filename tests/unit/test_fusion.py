@@ -6,8 +6,8 @@ import sys
 
 import pytest
 from embedrepro.errors import UserError
-from embedrepro.retrieval.fusion import fuse
-from embedrepro.retrieval.runs import ranked, read_run, write_run
+from embedrepro.search.fusion import fuse
+from embedrepro.search.runs import ranked, read_run, write_run
 
 FIRST = {"q1": {"d1": 3.0, "d2": 2.0, "d3": 1.0}, "q2": {"d1": 1.0, "d4": 0.5}}
 SECOND = {"q1": {"d2": 9.0, "d4": 7.0}, "q2": {"d4": 2.0, "d9": 1.0}, "q3": {"d5": 4.0}}

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from embedrepro.errors import UserError
-from embedrepro.models import hub_client, snapshot, wheels
-from embedrepro.models.hub import download_model, path_digest
+from embedrepro.sources import hub_client, snapshot, wheels
+from embedrepro.sources.hub import download_model, path_digest
 from hub_server import SIGNATURE, HubServer
 from safetensors.numpy import save
 
@@ -708,7 +708,7 @@ def test_a_file_changed_just_now_is_read_again(tmp_path):
 
 def test_the_light_parts_load_no_heavy_library():
     heavy = "{'torch', 'transformers', 'huggingface_hub', 'datasets'}"
-    parts = "embedrepro.models.hub, embedrepro.models.names"
+    parts = "embedrepro.sources.hub, embedrepro.names"
     code = f"import sys, {parts}; print({heavy} & set(sys.modules))"
     env = os.environ | {"PYTHONPATH": str(ROOT / "scripts")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from embedrepro.errors import UserError
-from embedrepro.models.names import (
+from embedrepro.names import (
     MAX_SLUG,
     check_entries,
     check_id,

@@ -6,7 +6,7 @@ import protocol_example as example
 import pytest
 from embedrepro.errors import UserError
 from embedrepro.evaluation import metrics, protocols, scoring
-from embedrepro.retrieval import runs
+from embedrepro.search import runs
 
 ASKED = ["nDCG@10", "RR@10", "R@1000", "AP@10", "R_cap@10", "P@10"]
 

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from embedrepro.errors import UserError
-from embedrepro.retrieval.rerank import read_spec, shard_bounds
-from embedrepro.retrieval.runs import read_run, write_run
+from embedrepro.search.rerank import read_spec, shard_bounds
+from embedrepro.search.runs import read_run, write_run
 from helpers import prepared_dataset
 
 WORDS = ["cats", "dogs", "purr", "bark", "sleep", "run", "eat", "fish", "birds", "fly", "home"]

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import pytrec_eval
 from embedrepro.errors import UserError
-from embedrepro.retrieval.runs import iter_run, ranked, read_ids, read_run, trec_order, write_run
+from embedrepro.search.runs import iter_run, ranked, read_ids, read_run, trec_order, write_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

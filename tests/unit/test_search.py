@@ -12,11 +12,12 @@ import pytest
 import pytrec_eval
 import torch
 from embedrepro.errors import UserError
-from embedrepro.files import save_array, sidecar
-from embedrepro.retrieval import scan, search, vectors
-from embedrepro.retrieval.hits import group_size, write_hits
-from embedrepro.retrieval.runs import read_run
-from embedrepro.retrieval.scores import dot
+from embedrepro.vectors.dense import save_array, sidecar
+from embedrepro.search import exact as search, scan
+from embedrepro.vectors import shard as vectors
+from embedrepro.search.hits import group_size, write_hits
+from embedrepro.search.runs import read_run
+from embedrepro.search.scores import dot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

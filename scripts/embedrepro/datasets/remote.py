@@ -43,7 +43,7 @@ class Hub:
         import datasets
         from huggingface_hub import HfApi
 
-        from ..models.hub_client import TIMEOUT, patiently
+        from ..sources.hub_client import TIMEOUT, patiently
 
         def ask() -> None:
             HfApi().dataset_info(self.id, revision=self.revision, timeout=TIMEOUT)
@@ -55,7 +55,7 @@ class Hub:
             raise self.failure(error) from None
 
     def failure(self, error: Exception) -> UserError:
-        from ..models.hub_client import reason
+        from ..sources.hub_client import reason
 
         return UserError(
             f"dataset {self.id} at {self.revision[:8]} on the hub: {reason(error)}; check the id "

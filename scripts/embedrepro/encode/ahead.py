@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import files
 from ..errors import UserError
+from ..vectors import dense
 from .facts import resolve
 
 
@@ -21,7 +22,7 @@ def waiting(output: Path) -> Path:
 
 def is_whole(path: Path) -> bool:
     try:
-        files.load_array(path)
+        dense.load_array(path)
     except UserError:
         return False
     return True
@@ -31,11 +32,11 @@ def take(output: Path) -> bool:
     """Give what was encoded ahead its name; False where nothing whole is there."""
     early = waiting(output)
     if not is_whole(early):
-        for part in (early, files.sidecar(early)):
+        for part in (early, dense.sidecar(early)):
             files.remove(part)
         return False
     try:
-        os.replace(files.sidecar(early), files.sidecar(output))
+        os.replace(dense.sidecar(early), files.sidecar(output))
         os.replace(early, output)
     except FileNotFoundError:  # another workflow took it
         return False

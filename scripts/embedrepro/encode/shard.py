@@ -1,6 +1,5 @@
 """One shard of a prepared dataset to one `.npy` file with its sidecar."""
 
-import os
 import resource
 import secrets
 import sys
@@ -10,12 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from .. import files, shards
 from ..errors import UserError
+from ..vectors.dense import ArrayWriter, seal_array
 
 VERSIONS = {"packed": ("torch", "transformers", "tokenizers"), "flagembedding": ("FlagEmbedding",)}
 
@@ -80,7 +79,7 @@ def encode_shard(
                 bar.update(len(part.rows))
         meta = totals | {"seconds": round(time.perf_counter() - began, 4)}
         meta |= {"rows": [start, stop]} | describe(engine, role, spec)
-        files.seal_array(temporary, output, **meta)
+        seal_array(temporary, output, **meta)
     except BaseException:
         files.remove(temporary)
         raise
@@ -116,48 +115,3 @@ def describe(engine: Any, role: str, spec: dict[str, Any]) -> dict[str, Any]:
         "settings": engine.facts.record(),
         "versions": {name: version(name) for name in packages},
     }
-
-
-class ArrayWriter:
-    """A `.npy` file of `shape` and `dtype`, written row by row in any order.
-
-    Written with plain writes, not through a memory map: the pages are the kernel's, so memory
-    doesn't grow with the file. On leaving, raises RuntimeError if rows are missing.
-    """
-
-    def __init__(self, path: Path, shape: tuple[int, int], dtype: np.dtype) -> None:
-        self.dtype = np.dtype(dtype)
-        self.width = shape[1] * self.dtype.itemsize
-        self.written = np.zeros(shape[0], bool)
-        self.file = open(path, "wb")  # noqa: SIM115
-        header = {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self.file, header)
-        self.file.flush()
-        self.begin = self.file.tell()
-
-    def put(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """Write `vectors` (n, width) at `rows` (n,), runs of neighbours at once."""
-        order = np.argsort(rows)
-        rows = rows[order]
-        vectors = np.ascontiguousarray(vectors[order], self.dtype)
-        starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
-        for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
-            place = self.begin + int(rows[start]) * self.width
-            _write_all(self.file.fileno(), memoryview(vectors[start:stop]).cast("B"), place)
-        self.written[rows] = True
-
-    def __enter__(self) -> "ArrayWriter":
-        return self
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        with self.file:
-            if kind is not None:
-                return
-            if not self.written.all():
-                raise RuntimeError(f"row {int(np.argmin(self.written))} was never written")
-
-
-def _write_all(descriptor: int, data: memoryview, place: int) -> None:
-    while data:
-        done = os.pwrite(descriptor, data, place)
-        data, place = data[done:], place + done

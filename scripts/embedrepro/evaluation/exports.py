@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import read_json, write_json, write_text
-from ..retrieval.runs import iter_listed
+from ..search.runs import iter_listed
 from .metrics import parse
 
 # family -> MTEB's name (mteb/_evaluators/retrieval_metrics.py, make_score_dict, mteb 2.26.24)

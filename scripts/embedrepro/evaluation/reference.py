@@ -22,7 +22,7 @@ from ..encode.facts import Facts, resolve
 from ..errors import UserError, printable
 from ..files import atomic, read_json, remove, write_json, write_record
 from ..models.staged import verify_code
-from ..retrieval import runs
+from ..search import runs
 from . import metrics, protocols, watchdog
 from .scoring import read_qrels, summarise
 

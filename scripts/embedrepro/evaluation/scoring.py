@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from ..errors import UserError, printable
 from ..files import read_json, sealed, whole, write_record
-from ..retrieval.runs import iter_listed, read_ids
+from ..search.runs import iter_listed, read_ids
 from . import metrics, protocols
 
 PASSED_ON = ("model_id", "model", "revision", "dataset", "split")

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from ..errors import UserError
-from .names import check_id, collisions, slug
+from ..names import check_id, collisions, slug
 
 MARK = ".renaming-"
 

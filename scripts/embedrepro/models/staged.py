@@ -5,7 +5,7 @@ from typing import Any
 
 from ..files import damaged, sha256
 from .facts import json_object
-from .snapshot import check_digests
+from ..sources.snapshot import check_digests
 
 
 def verify_staged(staged: Path) -> None:

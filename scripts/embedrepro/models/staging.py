@@ -17,10 +17,10 @@ from ..files import atomic, damaged, sha256, write_json, write_record
 from ..keys import RECIPE
 from .architectures import native_class
 from .facts import hidden_size, json_object, resolve
-from .hub import check_replaceable
+from ..sources.hub import check_replaceable
 from .preflight import preflight, refuse_failed
 from .remote_code import code_files, localize
-from .snapshot import check_digests, check_no_pointers, check_whole
+from ..sources.snapshot import check_digests, check_no_pointers, check_whole
 from .tokenizer_files import TOKENIZER_FILES, refuse_bad_tokenizer, write_tokenizer
 
 HASH = re.compile(r"[0-9a-f]{40}")

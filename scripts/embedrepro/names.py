@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from ..errors import UserError, printable
+from .errors import UserError, printable
 
 MAX_SLUG = 180  # leaves 75 of a file name's 255 bytes for the key and the suffix
 MAX_NAME_BYTES = 255

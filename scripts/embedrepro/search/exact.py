@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import UserError
-from ..files import verify_array, whole
-from .embeddings import check_finite, check_pair, open_embeddings
+from ..files import whole
+from ..vectors.dense import verify_array
+from ..vectors.embeddings import check_finite, check_pair, open_embeddings
 from .hits import Batch, group_size, write_hits
 from .runs import Ids, read_ids, trec_order
 
@@ -77,7 +78,7 @@ def search_shard(
     else:
         from ..encode import pick_device
         from .scan import scan  # imports torch
-        from .vectors import Shard
+        from ..vectors.shard import Shard
 
         batches = scan(vectors, Shard(corpus, pick_device(device)), k, ids_of, str(queries))
     write_hits(output, ((first, docs + start, scores) for first, docs, scores in batches), facts)

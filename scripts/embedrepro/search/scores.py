@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from .vectors import Shard
+from ..vectors.shard import Shard
 
 PAIRS = {"cpu": 2**12, "cuda": 2**16}  # pairs scored exactly at a time
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import UserError, printable
 from ..files import atomic, digest, read_json, remove, write_record
-from .names import check_id
+from ..names import check_id
 from .snapshot import (
     MANIFEST,
     Unreachable,

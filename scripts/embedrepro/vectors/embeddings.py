@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from ..files import load_array
+from .dense import load_array
 
 
 def open_embeddings(path: Path | str, verify: bool = True) -> tuple[np.ndarray, dict]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from ..files import verify_array
+from .dense import verify_array
 from .embeddings import not_finite, open_embeddings
 
 

@@ -1,0 +1,1 @@
+"""Bytes from elsewhere: the hub, packages of the index, local folders."""

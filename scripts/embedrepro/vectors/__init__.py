@@ -1,0 +1,1 @@
+"""Vectors on disk, one module for each format."""
