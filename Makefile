@@ -6,7 +6,8 @@ PYTHON ?= python3
 EXPERIMENT ?=
 ARGS ?=
 BIN := .venv/bin
-SNAKEMAKE = $(BIN)/snakemake --profile profiles/local $(if $(EXPERIMENT),--configfile $(EXPERIMENT)) $(ARGS)
+# The target stands after --, so that no option takes it for one more value.
+SNAKEMAKE = $(BIN)/snakemake $(if $(EXPERIMENT),--configfile $(EXPERIMENT)) $(ARGS) --
 # Bytecode is made of what is used, on first import: a third of the time. So it must be kept.
 export PYTHONDONTWRITEBYTECODE =
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
@@ -15,7 +16,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-
 .DELETE_ON_ERROR:
 
 run: .venv/run.ok
-	$(SNAKEMAKE)
+	$(SNAKEMAKE) all
 
 # Fails where a published number was not reproduced: make reproduce EXPERIMENT=experiments/….yaml
 reproduce: .venv/run.ok
@@ -23,12 +24,11 @@ reproduce: .venv/run.ok
 
 # What is cached, what is to do: bytes to download and hours on one device.
 plan: .venv/run.ok
-	@$(SNAKEMAKE) plan --quiet all
+	@$(SNAKEMAKE) plan
 
 # FlagEmbedding's own evaluator on the staged models, on several devices, beside our numbers.
 reference: .venv/run.ok
 	$(SNAKEMAKE) reference
-	$(SNAKEMAKE)
 
 # A stamp is written last: an interrupted installation is taken up again by the next make.
 .venv/run.ok: pyproject.toml

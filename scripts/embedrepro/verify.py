@@ -5,9 +5,9 @@ from pathlib import Path
 
 from .errors import UserError
 from .files import read_json, whole
-from .sources.snapshot import check_digests
 from .models.staged import verify_staged
 from .models.staging import listed_files
+from .sources.snapshot import check_digests
 from .vectors.dense import load_array
 
 
