@@ -12,7 +12,7 @@ SNAKEMAKE = $(BIN)/snakemake $(if $(EXPERIMENT),--configfile $(EXPERIMENT)) $(AR
 export PYTHONDONTWRITEBYTECODE =
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: run plan reproduce reference test test-all test-compat test-cluster lint bench chaos audit verify clean-temp
+.PHONY: run plan fetch reproduce reference test test-all test-compat test-cluster lint bench chaos audit verify clean-temp
 .DELETE_ON_ERROR:
 
 run: .venv/run.ok
@@ -25,6 +25,10 @@ reproduce: .venv/run.ok
 # What is cached, what is to do: bytes to download and hours on one device.
 plan: .venv/run.ok
 	@$(SNAKEMAKE) plan
+
+# All that needs a network, for a cluster whose nodes have none.
+fetch: .venv/run.ok
+	$(SNAKEMAKE) fetch
 
 # FlagEmbedding's own evaluator on the staged models, on several devices, beside our numbers.
 reference: .venv/run.ok
@@ -60,6 +64,7 @@ test-cluster: .venv/test.ok
 lint: .venv/test.ok
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/snakemake --lint
 

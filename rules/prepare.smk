@@ -19,3 +19,13 @@ for job in jobs("prepare"):
         shell:
             command("prepare_dataset", job)
 
+
+rule fetch:
+    # All that needs a network, on a machine that has one: for clusters whose nodes have none.
+    input:
+        absent(
+            a.path
+            for a in PLAN.artifacts.values()
+            if a.step in ("download", "corpus", "split")
+        ),
+    localrule: True
