@@ -12,7 +12,7 @@ SNAKEMAKE = $(BIN)/snakemake $(if $(EXPERIMENT),--configfile $(EXPERIMENT)) $(AR
 export PYTHONDONTWRITEBYTECODE =
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: run plan fetch reproduce reference test test-all test-compat test-cluster lint bench chaos audit verify clean-temp
+.PHONY: run plan fetch reproduce reference test test-all test-compat test-cluster lint bench chaos audit verify clean-temp clean-old
 .DELETE_ON_ERROR:
 
 run: .venv/run.ok
@@ -87,6 +87,11 @@ audit: .venv/run.ok
 # Every file of the store and of the results against what was recorded when it was written.
 verify: .venv/run.ok
 	$(BIN)/python scripts/verify_files.py $(wildcard store results)
+
+# What version 0.1's layout left in the store and in results; nothing of it is read any more.
+clean-old:
+	rm -rf store/specs store/embeddings store/hits store/reranked store/reference/data
+	find store/datasets -mindepth 1 -maxdepth 1 -type d -exec test -e {}/dataset.json \; -print 2>/dev/null | xargs -r rm -rf
 
 # Unfinished files of runs that were killed; never while a run is under way.
 clean-temp:
