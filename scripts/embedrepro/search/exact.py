@@ -12,8 +12,8 @@ Stability of Numerical Algorithms, 2nd ed., section 3.1; the products themselves
 float32 has 24 bits, and none is too small for float64). So the defined sum lies within
 e = 2 * (n + 4) * u * 1.001 * |query| * |document| of t, where the 4 and the 1.001 cover the
 rounding of e, of t - e and of t + e. Rounding to float32 is monotone: the score lies between
-low = float32(t - e) and high = float32(t + e), and is known where these are equal, which is all but
-about one pair in 10^5. A document with high < kth, the k-th best low of its query, is not among
+low = float32(t - e) and high = float32(t + e), and is known where these are equal, as they nearly
+always are. A document with high < kth, the k-th best low of its query, is not among
 the best k. Pairs that are left and not known are summed one by one. `scan` searches what is larger.
 """
 
