@@ -70,15 +70,26 @@ def parse(name: str) -> Measure:
     return Measure(family, int(cutoff) if cutoff else None, int(rel or 1))
 
 
+ALIASES = {  # as trec_eval, BEIR and others call them
+    **{"mrr": "RR", "recip_rank": "RR", "reciprocal_rank": "RR", "map": "AP", "map_cut": "AP"},
+    **{"ndcg_cut": "nDCG", "recall": "R", "precision": "P", "hit": "Success", "hits": "Success"},
+    **{"hit_rate": "Success", "accuracy": "Success", "recall_cap": "R_cap"},
+}
+
+
+DEPTH = re.compile(r"[@_. -]?(?:at|cut)?[@_. -]?(\d+)$")  # at the end of such a name
+
+
 def _nearest(family: str, cutoff: str | None) -> str:
-    aliases = {"mrr": "RR", "map": "AP", "recall": "R", "precision": "P", "hit": "Success"}
-    folded = {name.lower(): name for name in FAMILIES} | aliases
-    stem = re.split(r"[@_.(]?(?:at|cut)?[@_.(]?\d", family.lower().replace("r_cap", "r~cap"))[0]
-    close = difflib.get_close_matches(stem.replace("~", "_"), folded, n=1, cutoff=0.5)
+    folded = {name.lower(): name for name in FAMILIES} | ALIASES
+    stem, depth = DEPTH.sub("", family.lower()), DEPTH.search(family.lower())
+    close = [stem] if stem in folded else difflib.get_close_matches(stem, folded, 1, 0.5)
     if not close:
         return ""
     name = folded[close[0]]
-    return f", nearest {name}@{cutoff or 10}"
+    if depth or FAMILIES[name][0] is None:
+        cutoff = cutoff or (depth[1].lstrip("0") if depth else "") or "10"
+    return f", nearest {name}@{cutoff}" if cutoff else f", nearest {name}"
 
 
 def per_query(qrels: Qrels, run: Run, measures: Sequence[Measure]) -> np.ndarray:
