@@ -142,6 +142,8 @@ class _TransformerFolder(_Folder):
         refuse_bad_tokenizer(self.base)
         if hidden_size(config) is None:
             raise UserError(f"{self.base}/config.json: states no hidden_size")
+        if config.get("use_bidirectional_attention"):
+            self.layout.beyond.append("use_bidirectional_attention")
         modules = self.steps(config)
         code, cls = choose_code(self.spec, self.base, config, self.facts, self.decisions)
         engine = self.engine(config, bool(code))
