@@ -17,7 +17,6 @@ from typing import Any
 
 from ..errors import UserError, printable
 from ..files import atomic, damaged, sha256, write_json, write_record
-
 from ..sources.hub import check_replaceable
 from ..sources.snapshot import check_digests, check_no_pointers, check_whole
 from .architectures import ENCODERS, native_class

@@ -57,11 +57,13 @@ class Row:
 @dataclass(frozen=True)
 class Outside:
     """What lies outside the store: by dataset name the digest of its corpus, of what each of its
-    splits is read from, and its size; by path the digest of a table of published numbers."""
+    splits is read from, and its size; by path the digest of all that verdicts are given by, the
+    files of the folder `registry` and tables of the user's own."""
 
     corpora: Mapping[str, str]
     splits: Mapping[str, Mapping[str, str]]
     sizes: Mapping[str, Estimate]
+    registry: str = ""
     published: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -65,12 +65,13 @@ def build_plan(
         return snapshot.path_digest(source, cache)
 
     experiment = read_experiment(config, **known, path_digest=path_digest, file_digest=file_digest)
-    tables = [*sorted((rules / "registry").glob("published*")), *map(Path, experiment.published)]
+    tables = [*sorted((rules / "registry").iterdir()), *map(Path, experiment.published)]
     outside = Outside(
         corpora={d.name: corpus_of(d, cache) for d in experiment.datasets},
         splits={d.name: splits_of(d, cache) for d in experiment.datasets},
         sizes={d.name: estimate(d, cache) for d in experiment.datasets},
-        published={str(path): file_digest(str(path)) for path in tables},
+        registry=str(rules / "registry"),
+        published={path.name: file_digest(str(path)) for path in tables},
     )
     without = frozenset(json.loads(os.environ.get(WITHOUT, "[]")))
     command = command_line(repository, files, overrides)
