@@ -128,8 +128,8 @@ def sealed(path: Path | str) -> Iterator[Path]:
 def whole(path: Path | str) -> Path:
     """`path`, after holding its bytes against what was recorded when it was written.
 
-    The record is `<path>.sha256` (see `sealed`) or the dataset.json of the folder it stands in; a
-    file with neither comes from elsewhere and is taken as it is. Raises `UserError` on a mismatch.
+    The record is `<path>.sha256` (see `sealed`), or the corpus.json or split.json beside it; a file
+    with none comes from elsewhere and is taken as it is. Raises `UserError` on a mismatch.
     A process reads a file once for this; sha256 takes about a second for a gigabyte.
     """
     path = Path(path)
@@ -148,13 +148,11 @@ def _check_whole(path: Path, size: int, *_mark: int) -> None:
         if sha256(path) != beside.read_text(encoding="utf-8", errors="replace")[:64]:
             raise damaged(path, f"its sha256 is not the one in {beside.name}")
         return
-    for folder in (path.parent, path.parent.parent):
-        if (folder / "dataset.json").is_file():
-            record = folder / "dataset.json"
-            facts = read_json(record).get("files", {}).get(path.relative_to(folder).as_posix())
+    for record in (path.with_name("corpus.json"), path.with_name("split.json")):
+        if record.is_file():
+            facts = read_json(record).get("files", {}).get(path.name)
             if facts and (facts["size"] != size or facts["sha256"] != sha256(path)):
-                raise damaged(path, "not the file that dataset.json lists", record)
-            return
+                raise damaged(path, f"not the file that {record.name} lists", record)
 
 
 def sha256(path: Path | str) -> str:
