@@ -31,9 +31,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import printable
-from ..files import read_json, sealed
 from . import metrics, protocols
-from .published import Published, read_table
+from .published import Published
 
 COMMIT = re.compile(r"[0-9a-f]{40}")  # a package pin or a folder's digest says nothing to compare
 REPRODUCED, WITHIN = "reproduced", "reproduced within rounding"
@@ -314,22 +313,11 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + key, value
 
 
-def compare_files(
-    scores: Iterable[Path | str],
-    published: Path | str | Sequence[Published],
-    output: Path | str,
-) -> list[Verdict]:
-    """Write `verdicts.tsv` for many scores files, in their order.
-
-    `published`: rows, as `published.load` gives them, or a table by hand.
-    """
-    rows = read_table(published) if isinstance(published, str | Path) else published
-    verdicts = [verdict for path in scores for verdict in compare(read_json(path), rows)]
+def table(verdicts: Iterable[Verdict]) -> str:
+    """`verdicts.tsv` of all rows, in their order."""
     lines = ["\t".join(VERDICT_COLUMNS)]
     lines += ["\t".join(map(_cell, asdict(verdict).values())) for verdict in verdicts]
-    with sealed(output) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return verdicts
+    return "\n".join(lines) + "\n"
 
 
 def _cell(value: Any) -> str:
