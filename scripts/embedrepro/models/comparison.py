@@ -7,7 +7,7 @@ both sides run the first layers only.
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +118,7 @@ def peer(model: Any, record: dict[str, Any], texts: Sequence[str], role: Role) -
     import numpy as np
 
     encode = model.encode_query if role == "query" else model.encode_document
-    if getattr(model, "max_seq_length", None) is not None:
+    with suppress(AttributeError):  # a static model has no length to set
         model.max_seq_length = record["max_length"][role]
     prompt = prompt_for(record[f"{role}_prompt"]) or ""
     options = {"prompt": prompt.replace("{task}", "task"), "show_progress_bar": False}
@@ -137,7 +137,6 @@ def own(engine: Any, texts: Sequence[str], role: Role) -> "np.ndarray":
     """(n, dimension) of the engine that the workflow uses."""
     import numpy as np
 
-    vectors = np.zeros((len(texts), engine.facts.dimension), np.float32)
-    for part in engine.encode(list(texts), role, "task"):
-        vectors[part.rows] = part.vectors
-    return vectors
+    parts = list(engine.encode(list(texts), role, "task"))
+    order = np.argsort(np.concatenate([part.rows for part in parts]))
+    return np.concatenate([part.vectors for part in parts])[order].astype(np.float32)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 REGISTRY = Path(__file__).resolve().parents[3] / "rules" / "registry"
 Role = Literal["query", "passage"]
-ROLES = {"query": "query", "passage": "document"}  # ours: mteb's
+ROLES: dict[Role, str] = {"query": "query", "passage": "document"}  # ours: mteb's
 PRIORITY = ("custom_prompt", "task_type_prompt", "encode_type_prompt", "default_task_prompt")
 
 
@@ -102,7 +102,7 @@ def _instructed(entry: Mapping[str, Any], task: str, about: Mapping[str, Any], r
     text = _instruction(entry, task, about, ROLES[role])
     if "template" not in entry:
         return text
-    filled, empty = entry["template"][role]
+    filled, empty = map(str, entry["template"][role])
     return filled.replace("{instruction}", text) if text else empty
 
 
