@@ -1,4 +1,4 @@
-"""Passages of a JSON Lines file read in columns, some fifteen times as fast as line by line.
+"""Passages of a JSON Lines file read in columns: a third of the time that it takes line by line.
 
 Only what is as it should be is read so. Whatever else there is (a number for an id, a blank line,
 a broken one, an empty passage) raises `Unusual`: the reader by lines knows what may stand there,
@@ -66,7 +66,8 @@ def read_passages(path: Path, id_field: str, mode: str) -> Iterator[pa.RecordBat
             )
             for batch in reader:
                 rows += len(batch)
-                yield passages(*(batch.column(name) for name in fields.names), mode)
+                ids, titles, texts = (batch.column(name) for name in fields.names)
+                yield passages(ids, titles, texts, mode)
             # Objects that share a line, or that don't end on theirs, are no JSON Lines.
             if rows != lines.count():
                 raise Unusual
