@@ -77,12 +77,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Outside:
-    """What lies outside the store: by dataset name the digest of its corpus, of what each of its
-    splits is read from, and its size; by path the digest of all that verdicts are given by, the
+    """What lies outside the store: by dataset name the identity of its corpus, of what each of its
+    splits is read from (see `datasets.local`), and its size; by path the digest of all that verdicts are given by, the
     files of the folder `registry` and tables of the user's own."""
 
-    corpora: Mapping[str, str]
-    splits: Mapping[str, Mapping[str, str]]
+    corpora: Mapping[str, Spec]
+    splits: Mapping[str, Mapping[str, Spec]]
     sizes: Mapping[str, Estimate]
     registry: str = ""
     published: Mapping[str, str] = field(default_factory=dict)
@@ -152,17 +152,29 @@ class Catalogue:
     # Datasets
 
     def corpus(self, dataset: ResolvedDataset) -> Artifact:
-        spec = {"name": dataset.name, "source": dataset.source, "title": dataset.title}
-        key = key_of("corpus", dataset.name, self.outside.corpora[dataset.name], dataset.title)
+        identity = self.outside.corpora[dataset.name]
+        spec = {
+            "name": dataset.name,
+            "source": dataset.source,
+            "title": dataset.title,
+            "identity": identity,
+        }
+        key = key_of("corpus", dataset.name, identity, dataset.title)
         folder = self.path("datasets", f"{dataset.slug}-{key}")
         path, beside = f"{folder}/corpus.json", (f"{folder}/corpus.parquet",)
         return self.add(Artifact("corpus", path, spec, (), beside, label=dataset.name))
 
     def split(self, dataset: ResolvedDataset, split: str) -> Artifact:
         corpus = self.corpus(dataset)
-        theirs = dataset.splits[split]
-        spec = {"name": dataset.name, "split": split, "source": dataset.source, "theirs": theirs}
-        key = key_of("split", corpus.path, self.outside.splits[dataset.name][split], theirs)
+        identity = self.outside.splits[dataset.name][split]
+        spec = {
+            "name": dataset.name,
+            "split": split,
+            "source": dataset.source,
+            "theirs": dataset.splits[split],
+            "identity": identity,
+        }
+        key = key_of("split", key_in(corpus.path), identity)
         folder = f"{corpus.path.rpartition('/')[0]}/{split}-{key}"
         beside = (f"{folder}/queries.parquet", f"{folder}/qrels.parquet")
         path, label = f"{folder}/split.json", f"{dataset.name} {split}"

@@ -3,15 +3,15 @@
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..datasets.local import corpus_digest, local_kind, split_digest
-from ..datasets.registry import ResolvedDataset, estimate, read_registry
-from ..errors import UserError
+from ..datasets.local import corpus_identity, split_identity
+from ..datasets.registry import estimate, read_registry
+from ..errors import UserError, printable
 from ..files import digest, sha256
 from ..models.facts_table import schema_properties
 from ..sources import snapshot
@@ -25,13 +25,7 @@ Config = dict[str, Any]
 WITHOUT = "EMBED_REPRO_WITHOUT"
 
 
-def read_config(
-    repository: Path,
-    files: Iterable[Path | str],
-    overrides: Config,
-    load: Callable[[Any], Config],
-    update: Callable[[Config, Config], None],
-) -> Config:
+def read_config(repository: Path, files: Iterable[Path | str], overrides: Config) -> Config:
     """The user's config files, in order, each with paths made absolute, then `--config`.
 
     Without a file it is the repository's own config.yaml: a user's file is complete by itself.
@@ -42,6 +36,25 @@ def read_config(
         update(merged, absolute_paths(load(path), path.parent))
     update(merged, overrides)
     return merged
+
+
+def load(path: Path) -> Config:
+    try:
+        value = yaml.load(path.read_text("utf-8"), yaml.CSafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: can't be read as YAML ({printable(error, 300)})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no mapping; see config.yaml for its keys")
+    return value
+
+
+def update(config: Config, more: Config) -> None:
+    """Lay `more` over `config`, mapping by mapping, as Snakemake does."""
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(config.get(key), dict):
+            update(config[key], value)
+        else:
+            config[key] = value
 
 
 def build_plan(
@@ -67,8 +80,11 @@ def build_plan(
     experiment = read_experiment(config, **known, path_digest=path_digest, file_digest=file_digest)
     tables = [*sorted((rules / "registry").iterdir()), *map(Path, experiment.published)]
     outside = Outside(
-        corpora={d.name: corpus_of(d, cache) for d in experiment.datasets},
-        splits={d.name: splits_of(d, cache) for d in experiment.datasets},
+        corpora={d.name: corpus_identity(d.source, cache) for d in experiment.datasets},
+        splits={
+            d.name: {s: split_identity(d.source, theirs, cache) for s, theirs in d.splits.items()}
+            for d in experiment.datasets
+        },
         sizes={d.name: estimate(d, cache) for d in experiment.datasets},
         registry=str(rules / "registry"),
         published={path.name: file_digest(str(path)) for path in tables},
@@ -94,28 +110,6 @@ def file_digest(path: str) -> str:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     return sha256(path)[:12]
-
-
-def corpus_of(dataset: ResolvedDataset, cache: Path) -> str:
-    """Of a local corpus the digest of its files, of another its pin."""
-    if local_kind(dataset.source):
-        return corpus_digest(dataset.source, cache).key
-    return digest(dataset.source)
-
-
-def splits_of(dataset: ResolvedDataset, cache: Path) -> dict[str, str]:
-    found = {}
-    for split, theirs in dataset.splits.items():
-        source, name = (
-            (theirs["source"], theirs["split"])
-            if isinstance(theirs, Mapping)
-            else (dataset.source, theirs)
-        )
-        if local_kind(source):
-            found[split] = split_digest(source, name, cache).key
-        else:
-            found[split] = digest([source, name])
-    return found
 
 
 def command_line(repository: Path, files: Iterable[Path | str], overrides: Config) -> str:
