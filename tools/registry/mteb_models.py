@@ -83,8 +83,7 @@ def with_corpora() -> list[str]:
 
 
 def common(name: str, role: prompts.Role, texts: dict[str, str]) -> str:
-    template = prompts.model(name).get("template", {}).get(role, ["{instruction}"])[0]
-    shape = template.replace("{instruction}", "{task}")
+    shape = prompts.model(name).get("template", {}).get(role, ["{task}"])[0]
     if prompts.model(name).get("way") != "instruct" or "{task}" not in shape:
         return Counter(texts.values()).most_common(1)[0][0]
     fits = sum(shape.replace("{task}", own(task)) == text for task, text in texts.items())

@@ -12,7 +12,7 @@ A model has
               up and put into a template; absent: mteb has code of its own for it, see `loader`
   prompts     {name: text}. named: absent where mteb takes those of the model's own files
   fallback    named: the name used where none fits
-  template    instruct: {role: [text around {instruction}, text where the instruction is empty]}
+  template    instruct: {role: [text around {task}, the instruction; text where that is empty]}
   passages    instruct: false where passages get no prompt
   priority    instruct: order of sources, where it isn't the usual one
   max_length  tokens at which mteb tells the model to cut
@@ -129,12 +129,12 @@ def template(wrapper: Any) -> dict[str, list[str]] | None:
     if not made:
         return None
     if isinstance(made, str):
-        shape = made.format(instruction=MARK).replace(MARK, "{instruction}")
+        shape = made.format(instruction=MARK).replace(MARK, "{task}")
         return {role: [shape, ""] for role in ("query", "passage")}
     found = {}
     for role, kind in (("query", PromptType.query), ("passage", PromptType.document)):
         text, empty = made(MARK, kind), made("", kind)
-        found[role] = [text.replace(MARK, "{instruction}"), empty]
+        found[role] = [text.replace(MARK, "{task}"), empty]
     return found
 
 
