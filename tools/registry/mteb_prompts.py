@@ -83,9 +83,9 @@ def described(meta: Any) -> dict[str, Any]:
         encodes_like(wrapper, SentenceTransformerEncoderWrapper) or name in OWN_ENCODE
     ):
         entry = named(meta, wrapper)
-    if not entry:
-        entry = {"loader": name if wrapper is not None else loader_name(meta)}
-    own = getattr(getattr(wrapper, "model", None), "max_seq_length", None)
+    # Of other wrappers nothing is read: whether they load depends on what is installed.
+    own = getattr(wrapper.model, "max_seq_length", None) if entry else None
+    entry = entry or {"loader": loader_name(meta)}
     return entry | {
         "max_length": own if isinstance(own, int) else None,
         "max_tokens": int(meta.max_tokens)
