@@ -64,3 +64,9 @@ PACKED_MODEL_TYPES: dict[str, Family] = {
     "mt5": Family(layout="padded", cls="MT5EncoderModel"),
     "umt5": Family(layout="padded", cls="UMT5EncoderModel"),
 }
+
+# What the packed engine does after the transformer; staging sends all else to
+# sentence-transformers. Whether it can leave a prompt's tokens out of the pooling.
+PACKED_MODULES = ("Pooling", "Normalize")
+PACKED_POOLINGS = ("mean", "cls", "last_token")
+PACKED_LEAVES_PROMPT_OUT = False
