@@ -9,7 +9,7 @@ handed out while it does.
 import math
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -228,7 +228,7 @@ class PackedEngine:
     def _run(self, batch: Batch, arrays: list[torch.Tensor], wanted: Wanted) -> torch.Tensor:
         """(n, kept) vectors of a batch's n sequences, on the device."""
         arrays = [array.to(self.device, non_blocking=True) for array in arrays]
-        run = self._run_varlen if self.varlen else self._run_padded
+        run: Callable[..., torch.Tensor] = self._run_varlen if self.varlen else self._run_padded
         vectors = self.steps.finish(run(*arrays, batch, wanted.skipped))[:, : wanted.kept].float()
         if self.facts.normalize:
             vectors = torch.nn.functional.normalize(vectors, dim=-1)
