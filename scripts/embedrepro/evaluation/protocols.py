@@ -272,10 +272,11 @@ class _Table:
             if columns:
                 self.parts.append((rule, columns, list[Relevant]()))
         self.intervals: list[tuple[list[int], Interval]] = []
-        for error in {settings.error_of(m, drop) for m in self.measures} - {None}:
-            columns = [
-                c for c, m in enumerate(self.measures) if settings.error_of(m, drop) == error
-            ]
+        errors = [settings.error_of(measure, drop) for measure in self.measures]
+        for error in set(errors):
+            if error is None:
+                continue
+            columns = [column for column, known in enumerate(errors) if known == error]
             measures = [self.measures[c] for c in columns]
             interval = Interval(measures, rule, judged, error, settings.documents)
             self.intervals.append((columns, interval))

@@ -73,7 +73,9 @@ def first_of_each(
     """
     order = trec_order(query, score, doc, ids)
     count = np.bincount(query, minlength=queries)
-    return order[(np.cumsum(count) - count)[:, None] + np.arange(k)]
+    places: np.ndarray = (np.cumsum(count) - count)[:, None] + np.arange(k)
+    best: np.ndarray = order[places]
+    return best
 
 
 @dataclass(frozen=True)

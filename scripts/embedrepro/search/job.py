@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 # Numbers multiplied. Up to SMALL matrix products in NumPy are done before a GPU has begun, up to
 # LARGE before torch is imported.
-SMALL = 2**32
-LARGE = 2**36
+SMALL = 2**31
+LARGE = 2**34
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,9 @@ def search_pieces(pieces: Sequence[Piece], device: str = "auto") -> None:
     queries = cache(Queries.open)
     for path, searches in groupby(sorted(pieces, key=_corpus), key=_corpus):
         missing = [search for search in searches if not made(search.output)]
-        corpus = Corpus(path) if missing else None
+        if not missing:
+            continue
+        corpus = Corpus(path)
         for search in missing:
             _check_depth(search.top_k)
             asked = queries(search.queries)

@@ -164,10 +164,9 @@ class _Refinement:
 
     def advance(self, depths: Sequence[int], share: float) -> int:
         """Encode again what the present error asks for; returns the depth that this makes exact."""
-        reached = depths[0]
-        wanted = self._wanted(depths[0], len(self.fast))
-        for k in depths[1:]:
-            deeper = self._wanted(k, int(share * len(self.fast)))
+        reached, wanted = 0, np.empty(0, np.int64)
+        for k in depths:
+            deeper = self._wanted(k, int(share * len(self.fast)) if reached else len(self.fast))
             if deeper is None:
                 break
             reached, wanted = k, deeper
