@@ -35,9 +35,10 @@ from .pieces import (
     facts_of,
     ids_between,
     query_groups,
+    rescore,
     rows_of,
 )
-from .runs import Ids
+from .runs import Ids, Ranking, iter_run, read_ids
 
 EMPTY = -1e9
 BLOCK = {"cpu": 2**15, "cuda": 2**18}  # token vectors of a block of documents
@@ -335,7 +336,9 @@ def exact_scores(
         return scores
     wide, given = query.double(), tokens.double()
     total = largest(wide, given, lengths[whole]).sum(0)
-    norms = torch.linalg.vector_norm(wide, dim=1).sum() * torch.linalg.vector_norm(given, dim=1).max()
+    norms = (
+        torch.linalg.vector_norm(wide, dim=1).sum() * torch.linalg.vector_norm(given, dim=1).max()
+    )
     bound = 2.0**-50 * (query.shape[1] + len(query) + 8) * norms
     if similarity == SIMILARITIES[1]:
         total, bound = total / max(1, len(query)), bound / max(1, len(query))
@@ -358,3 +361,26 @@ def defined_score(query: np.ndarray, document: np.ndarray, similarity: str) -> n
     for best in products.max(1).tolist():
         total += best
     return np.float32(total / max(1, len(query)) if similarity == SIMILARITIES[1] else total)
+
+
+def rerank(
+    run: Path | str,
+    queries: Path | str,
+    query_ids: Path | str,
+    corpus: Sequence[Path | str],
+    doc_ids: Path | str,
+    depth: int,
+    device: str,
+) -> Iterator[Ranking]:
+    """A TREC run's best `depth` documents of each query, scored again by MaxSim.
+
+    `queries`: a piece of token vectors of `query_ids`, queries.parquet. `corpus`: all pieces of
+    corpus.parquet, `doc_ids`. Rankings come in the run's order, each in trec_eval's. Raises
+    `UserError` for pieces that don't tile the corpus and for ids that the dataset lacks.
+    """
+    asked = TokenVectors(queries)
+    pieces = [TokenVectors(path) for path in corpus]
+    for piece in pieces:
+        check_same_model(asked, piece)
+    pairs = partial(score_pairs, asked, pieces, device=pick_device(device))
+    yield from rescore(iter_run(run), read_ids(query_ids), read_ids(doc_ids), depth, pairs, run)

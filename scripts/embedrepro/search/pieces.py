@@ -1,6 +1,6 @@
 """What searching a piece of sparse or of token vectors needs besides their arithmetic."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ class Pieces:
 
 
 def rescore(
-    rankings: Sequence[Ranking],
+    rankings: Iterable[Ranking],
     query_ids: pa.Array,
     doc_ids: pa.Array,
     depth: int,

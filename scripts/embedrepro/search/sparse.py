@@ -145,7 +145,7 @@ class Best:
     def of(
         self, scores: np.ndarray, rows: np.ndarray, block: np.ndarray, first: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and rows of the best so far, in no order, and of `block`, whose rows are `first` on."""
+        """The best, in no order, of `scores` and `rows` so far and of a block of rows from `first`."""
         if len(scores) == self.k:
             new = np.flatnonzero(block >= scores.min())
         else:

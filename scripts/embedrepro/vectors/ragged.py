@@ -53,7 +53,7 @@ class RaggedWriter:
         self._spill: BinaryIO | None = None
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = {name: self._temporary_name() for name in fields}
-        self._files = {name: open(place, "wb") for name, place in self._temporary.items()}
+        self._files = {name: place.open("wb") for name, place in self._temporary.items()}
         self._write_headers(0)
 
     def _temporary_name(self) -> Path:
@@ -220,6 +220,10 @@ class Ragged:
         """(rows,) int64: items of each row."""
         return np.diff(self.offsets)
 
+    def begin(self, name: str) -> int:
+        """The byte at which a field's items begin in its file."""
+        return self._begins[name]
+
     def verify(self) -> None:
         """Hold all files against their digests; raises `UserError` on a mismatch."""
         for name, facts in self.meta["files"].items():
@@ -233,7 +237,7 @@ class Ragged:
         field = self.fields[name]
         place = file_of(self.path, name, self.main)
         count = (stop - start) * int(np.prod(field.item, dtype=np.int64))
-        begin = self._begins[name] + start * field.bytes
+        begin = self.begin(name) + start * field.bytes
         found = np.fromfile(place, field.dtype, count, offset=begin)
         if len(found) != count:
             raise damaged(place, "ends early", self.path)
@@ -248,7 +252,7 @@ class Ragged:
             start = 0
             for row, stop in zip(rows.tolist(), ends.tolist(), strict=True):
                 view = memoryview(found[start:stop].reshape(-1).view(np.uint8))
-                place = self._begins[name] + int(self.offsets[row]) * field.bytes
+                place = self.begin(name) + int(self.offsets[row]) * field.bytes
                 while view:
                     count = os.preadv(file.fileno(), [view], place)
                     if not count:
