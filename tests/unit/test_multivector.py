@@ -255,7 +255,7 @@ def test_reranking_gives_the_scores_of_the_search(tmp_path, small):
     draw, first = np.random.default_rng(2), {}
     for query in range(10):
         first[f"q{query}"] = [docs[i] for i in draw.permutation(300)[:40]]
-    rankings = ((name, best, np.zeros(40, np.float32)) for name, best in first.items())
+    rankings = ((name, best, np.arange(40, 0, -1, np.float32)) for name, best in first.items())
     write_run(tmp_path / "first.trec", rankings, "first")
     pieces = [tmp_path / f"c{i}.npy" for i in (2, 0, 1)]
     reranked = maxsim.rerank(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -77,13 +77,26 @@ def query_groups(queries: int, k: int, bytes_each: int) -> Iterator[tuple[int, i
         yield start, min(queries, start + size)
 
 
-class Pieces:
+class Rows(Protocol):
+    """A piece of any kind: how many rows, and a sidecar that says which."""
+
+    path: Path
+    meta: dict[str, Any]
+
+    @property
+    def rows(self) -> int: ...
+
+
+Piece = TypeVar("Piece", bound=Rows)
+
+
+class Pieces(Generic[Piece]):
     """The pieces of one corpus as one: which of them holds a row of corpus.parquet, and where.
 
     Raises `UserError` when the pieces don't tile the corpus.
     """
 
-    def __init__(self, pieces: Sequence[Ragged]) -> None:
+    def __init__(self, pieces: Sequence[Piece]) -> None:
         self.pieces = sorted(pieces, key=lambda piece: self._start(piece))
         self.starts = np.array([self._start(piece) for piece in self.pieces], np.int64)
         ends = np.cumsum([piece.rows for piece in self.pieces])
@@ -93,10 +106,10 @@ class Pieces:
         self.rows = int(ends[-1])
 
     @staticmethod
-    def _start(piece: Ragged) -> int:
+    def _start(piece: Rows) -> int:
         return int(piece.meta.get("rows", [0])[0])
 
-    def split(self, rows: np.ndarray) -> Iterator[tuple[Ragged, np.ndarray, np.ndarray]]:
+    def split(self, rows: np.ndarray) -> Iterator[tuple[Piece, np.ndarray, np.ndarray]]:
         """Each piece that holds some of `rows` (n,): the places in `rows`, and its own rows."""
         owner = np.searchsorted(self.starts, rows, "right") - 1
         for number in np.unique(owner).tolist():
