@@ -144,9 +144,9 @@ def test_ranks_by_the_weighted_sum_of_what_runs_name(encoded, tmp_path):
     given = (q, tmp_path / "queries.parquet", corpus, tmp_path / "corpus.parquet", WEIGHTS)
     found = list(rank(runs, *given, 4, "cpu"))
     assert [query for query, _, _ in found] == names
-    sums = weighted_sum(
-        M3Pairs(q, corpus).scores(*np.divmod(np.arange(72), 12)), WEIGHTS
-    ).reshape(6, 12)
+    sums = weighted_sum(M3Pairs(q, corpus).scores(*np.divmod(np.arange(72), 12)), WEIGHTS).reshape(
+        6, 12
+    )
     for row, (_, best, scores) in enumerate(found):
         assert sorted(best) == docs[:6]
         assert scores.tolist() == [sums[row, docs.index(doc)] for doc in best]

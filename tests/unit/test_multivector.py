@@ -1,6 +1,5 @@
 """Token vectors: encoded as MultiVectorEncoder does, stored, searched exactly, for any cut."""
 
-
 import subprocess
 import sys
 from pathlib import Path
@@ -175,9 +174,7 @@ def brute_force(queries, corpus, docs, k, similarity):
     half=st.booleans(),
     similarity=st.sampled_from(["maxsim", "meanmaxsim"]),
 )
-def test_equals_brute_force(
-    tmp_path_factory, seed, n, k, levels, block, dtype, half, similarity
-):
+def test_equals_brute_force(tmp_path_factory, seed, n, k, levels, block, dtype, half, similarity):
     """`half` runs the products that CUDA would do, float16 parts of the queries, on the CPU."""
     folder, draw = tmp_path_factory.mktemp("search"), np.random.default_rng(seed)
     corpus = random_texts(draw, n, 12, dtype, levels)
@@ -191,7 +188,9 @@ def test_equals_brute_force(
         patch.setitem(maxsim.BLOCK, "cpu", block)
         patch.setitem(maxsim.PRODUCTS, "cpu", 4 * block)
         patch.setitem(maxsim.EXACT, "cpu", 300)
-        patch.setattr(maxsim, "Group", lambda *given: group(*given[:-1], half and dtype == np.float16))
+        patch.setattr(
+            maxsim, "Group", lambda *given: group(*given[:-1], half and dtype == np.float16)
+        )
         opened = [TokenVectors(path) for path in pieces]
         ((_, rows, scores),) = maxsim.scan(*opened, k, lambda r: ids.take(pa.array(r)), "cpu")
     expected = brute_force(queries, corpus, docs, k, similarity)

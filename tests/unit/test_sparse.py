@@ -58,11 +58,11 @@ def test_vectors_and_scores_are_sentence_transformers_own(folders, layout, tmp_p
     q = encode(engine, queries, "query", tmp_path / "q.npy")
     p = encode(engine, passages, "passage", tmp_path / "p.npy", rows=[0, 70])
     expected = []
-    for given, length, task in ((queries, 24, "query"), (passages, 40, "document")):
+    for some, length, task in ((queries, 24, "query"), (passages, 40, "document")):
         for module in peer.modules():
             if hasattr(module, "tokenizer"):
                 module.tokenizer.model_max_length = length
-        expected.append(peer.encode(given, task=task, convert_to_sparse_tensor=False))
+        expected.append(peer.encode(some, task=task, convert_to_sparse_tensor=False))
     for piece, vectors in zip((q, p), expected, strict=True):
         np.testing.assert_allclose(matrix(piece), vectors.numpy(), atol=1e-5, rtol=1e-6)
     scores = peer.similarity(*expected).numpy()
@@ -84,7 +84,9 @@ def test_neighbours_and_cuts_change_no_byte(folders, layout, role, tmp_path):
         for i in range(shards):
             start, stop = 90 * i // shards, 90 * (i + 1) // shards
             part = encode(engine, given[start:stop], role, tmp_path / "y.npy")
-            for ours, all_of in zip(part.block(0, part.rows), whole.block(start, stop), strict=True):
+            for ours, all_of in zip(
+                part.block(0, part.rows), whole.block(start, stop), strict=True
+            ):
                 assert ours.tobytes() == all_of.tobytes()
 
 
@@ -95,7 +97,11 @@ def test_files_do_not_depend_on_the_order_in_which_rows_come(tmp_path, monkeypat
     columns = draw.integers(0, 50, ends[-1]).astype(np.int32)
     values = draw.random(ends[-1]).astype(np.float32)
     found = []
-    for order, hold in ((np.arange(200), 2**28), (draw.permutation(200), 0), (-np.sort(-np.arange(200)), 99)):
+    for order, hold in (
+        (np.arange(200), 2**28),
+        (draw.permutation(200), 0),
+        (-np.sort(-np.arange(200)), 99),
+    ):
         monkeypatch.setattr(ragged, "HOLD", hold)
         with SparseWriter(tmp_path / "x.npy", 200, 50, np.float32) as writer:
             for rows in np.array_split(order, 13):
@@ -128,9 +134,13 @@ def test_damage_and_killed_writers_are_noticed(tmp_path):
 
     def write(complete=True):
         with SparseWriter(path, 2, 50, np.float32) as writer:
-            writer.put(np.array([1]), np.array([1]), np.array([4], np.int32), np.ones(1, np.float32))
+            writer.put(
+                np.array([1]), np.array([1]), np.array([4], np.int32), np.ones(1, np.float32)
+            )
             if complete:
-                writer.put(np.array([0]), np.array([1]), np.array([2], np.int32), np.ones(1, np.float32))
+                writer.put(
+                    np.array([0]), np.array([1]), np.array([2], np.int32), np.ones(1, np.float32)
+                )
             writer.seal(model_id="m")
 
     with pytest.raises(RuntimeError, match="row 0 was never written"):
@@ -209,7 +219,9 @@ def test_equals_brute_force(tmp_path_factory, seed, n, density, levels, k, block
     queries = sparse_matrix(draw, 5, corpus.shape[1], 0.1, levels)
     docs = [f"d{i}" for i in draw.permutation(n)]
     folder = tmp_path_factory.mktemp("search")
-    pieces = [SparseVectors(made(folder, *given)) for given in (("q.npy", queries), ("c.npy", corpus))]
+    pieces = [
+        SparseVectors(made(folder, *given)) for given in (("q.npy", queries), ("c.npy", corpus))
+    ]
     ids = pa.array(docs, pa.large_string())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "BLOCK", block)

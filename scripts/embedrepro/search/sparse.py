@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
 
 from ..errors import UserError
 from ..vectors.embeddings import not_finite
 from ..vectors.sparse import SparseVectors
+from .best import Best, IdRank
 from .hits import Batch, write_hits
 from .pieces import (
     Pieces,
@@ -25,7 +25,7 @@ from .pieces import (
     query_groups,
     rows_of,
 )
-from .runs import Ids, trec_order
+from .runs import Ids
 
 BLOCK = 2**22  # weights of a block of documents
 ROWS = 2**18  # documents of a block: the sums of one query stay in the cache
@@ -118,59 +118,6 @@ def _stable_order(columns: np.ndarray) -> np.ndarray:
     if high.any():
         order = order[np.argsort(high[order].astype(np.uint16), kind="stable")]
     return order
-
-
-class IdRank:
-    """Place of rows among all of a shard by document id, the highest first; made when needed."""
-
-    def __init__(self, ids: Ids, rows: int) -> None:
-        self.ids, self.rows = ids, rows
-        self._rank: np.ndarray | None = None
-
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
-        if self._rank is None:
-            ids = self.ids(np.arange(self.rows))
-            order = pc.sort_indices(ids, sort_keys=[("", "descending")]).to_numpy()
-            self._rank = np.empty(self.rows, np.int64)
-            self._rank[order] = np.arange(self.rows)
-        return self._rank[rows]
-
-
-class Best:
-    """The best `k` of a query while blocks of exact scores pass by, ties cut by `rank`."""
-
-    def __init__(self, k: int, rank: IdRank) -> None:
-        self.k, self.rank = k, rank
-
-    def of(
-        self, scores: np.ndarray, rows: np.ndarray, block: np.ndarray, first: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The best, in no order, of `scores` and `rows` so far and of a block of rows from `first`."""
-        if len(scores) == self.k:
-            new = np.flatnonzero(block >= scores.min())
-        else:
-            new = np.arange(len(block))
-        scores = np.concatenate([scores, block[new]])
-        rows = np.concatenate([rows, first + new])
-        if len(scores) <= self.k:
-            return scores, rows
-        kth = np.partition(scores, len(scores) - self.k)[len(scores) - self.k]
-        keep = scores > kth
-        ties = np.flatnonzero(scores == kth)
-        missing = self.k - int(keep.sum())
-        if len(ties) > missing:
-            ties = ties[np.argpartition(self.rank(rows[ties]), missing - 1)[:missing]]
-        keep[ties] = True
-        return scores[keep], rows[keep]
-
-    def ordered(
-        self, scores: list[np.ndarray], rows: list[np.ndarray], ids: Ids
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and scores (g, k) of g queries in trec_eval's order."""
-        flat, places = np.concatenate(scores), np.concatenate(rows)
-        query = np.repeat(np.arange(len(scores)), self.k)
-        order = trec_order(query, flat, places, ids).reshape(len(scores), self.k)
-        return places[order], flat[order]
 
 
 def _blocks(shard: SparseVectors) -> Iterator[tuple[int, Postings]]:

@@ -31,7 +31,9 @@ Weights = tuple[float, float, float]
 def check_weights(weights: Sequence[float]) -> Weights:
     """Three numbers of which at least one is above 0, none below; raises `UserError`."""
     if len(weights) != 3 or min(weights) < 0 or not max(weights) > 0:
-        raise UserError(f"weights {list(weights)}: give three numbers, {', '.join(WAYS)}, from 0 on")
+        raise UserError(
+            f"weights {list(weights)}: give three numbers, {', '.join(WAYS)}, from 0 on"
+        )
     return weights[0], weights[1], weights[2]
 
 
