@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from ..errors import UserError
 from ..files import TEMPORARY, remove
 from ..vectors.dense import ArrayWriter, load_array, seal_array
@@ -156,7 +158,8 @@ def is_written(output: Path, engine: str) -> bool:
         if engine == "multivector":
             return _has_all_bytes(TokenVectors(output, verify=False))
         array, _ = load_array(output, verify=False)
-        return bool(array.offset + array.nbytes == output.stat().st_size)
+        size = output.stat().st_size
+        return isinstance(array, np.memmap) and array.offset + array.nbytes == size
     except UserError:
         return False
 

@@ -72,7 +72,7 @@ class M3Engine:
         default = CUDA_BUDGET if self.device.type == "cuda" else CPU_BUDGET
         self.tokens_per_batch = tokens_per_batch or default
 
-    def _load_trunk(self) -> torch.nn.Module:
+    def _load_trunk(self) -> Any:
         torch.backends.cuda.matmul.allow_tf32 = False
         model, found = AutoModel.from_pretrained(
             self.facts.staged,

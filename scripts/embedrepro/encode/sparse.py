@@ -75,7 +75,8 @@ class SparseEngine(ModuleEngine[SparsePart]):
     def _preprocess(self, texts: list[str], role: Role, prompt: str) -> dict[str, Any]:
         for module in self.model.modules():
             if isinstance(module, SparseStaticEmbedding):  # it asks its tokenizer only
-                module.tokenizer.model_max_length = self.facts.max_length[role]
+                tokenizer: Any = module.tokenizer
+                tokenizer.model_max_length = self.facts.max_length[role]
         return super()._preprocess(texts, role, prompt)
 
     def _forward_options(self) -> dict[str, Any]:

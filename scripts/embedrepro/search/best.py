@@ -19,7 +19,8 @@ class IdRank:
             order = pc.sort_indices(ids, sort_keys=[("", "descending")]).to_numpy()
             self._rank = np.empty(self.rows, np.int64)
             self._rank[order] = np.arange(self.rows)
-        return self._rank[rows]
+        found: np.ndarray = self._rank[rows]
+        return found
 
 
 class Best:

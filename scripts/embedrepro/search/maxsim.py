@@ -243,7 +243,7 @@ class Group:
         owner = np.repeat(np.arange(len(self.lengths)), self.lengths)
         total = np.bincount(owner, each.cpu().numpy(), len(self.lengths))
         if self.similarity == SIMILARITIES[1]:
-            total /= np.maximum(self.lengths, 1)
+            total = total / np.maximum(self.lengths, 1)
         return torch.from_numpy((total * 1.001).astype(np.float32)).to(self.device)
 
     def _batches(self, columns: int) -> list[tuple[np.ndarray, list[torch.Tensor], int]]:
@@ -292,9 +292,11 @@ def largest(queries: torch.Tensor, tokens: torch.Tensor, lengths: np.ndarray) ->
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     if queries.is_cuda:
-        wide = {"out_dtype": torch.float32} if queries.dtype == torch.float16 else {}
         offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)])).to(queries.device)
-        products = torch.mm(tokens, queries.T, **wide)
+        if queries.dtype == torch.float16:
+            products = torch.mm(tokens, queries.T, out_dtype=torch.float32)
+        else:
+            products = torch.mm(tokens, queries.T)
         return torch.segment_reduce(products, "max", offsets=offsets, axis=0, unsafe=True).T
     if queries.dtype == torch.float16:
         queries, tokens = queries.float(), tokens.float()

@@ -80,8 +80,11 @@ def query_groups(queries: int, k: int, bytes_each: int) -> Iterator[tuple[int, i
 class Rows(Protocol):
     """A piece of any kind: how many rows, and a sidecar that says which."""
 
-    path: Path
-    meta: dict[str, Any]
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def meta(self) -> dict[str, Any]: ...
 
     @property
     def rows(self) -> int: ...

@@ -38,7 +38,8 @@ class Codes:
         self.path = Path(path)
         self.codes, self.meta = open_quantized(path)
         self.precision, self.dim = self.meta["precision"], int(self.meta["dim"])
-        self.ranges: np.ndarray | None = self.meta["ranges"]
+        ranges = self.meta.get("ranges")
+        self.ranges = None if ranges is None else np.array(ranges, np.float32)
 
     @property
     def rows(self) -> int:
@@ -138,8 +139,10 @@ def _check_same(
 ) -> None:
     first = pieces[0]
     for piece in pieces:
-        same = np.array_equal(piece.ranges, first.ranges) if first.ranges is not None else True
-        if (piece.precision, piece.dim) != (first.precision, first.dim) or not same:
+        same = all(
+            piece.meta.get(key) == first.meta.get(key) for key in ("precision", "dim", "ranges")
+        )
+        if not same:
             raise UserError(f"{piece.path}: quantised otherwise than {first.path}; make both again")
         if vectors.shape[1] != piece.dim or meta.get("model_id") != piece.meta.get("model_id"):
             raise UserError(

@@ -64,9 +64,10 @@ def quantize(vectors: np.ndarray, precision: Precision, ranges: np.ndarray | Non
     """
     if precision == "binary":
         packed: np.ndarray = np.packbits(vectors > 0, axis=-1)
-        return (packed - np.uint8(128)).view(np.int8)
+        codes: np.ndarray = (packed - np.uint8(128)).view(np.int8)
+        return codes
     low, steps = _steps(ranges)
-    found = np.clip(np.floor((vectors.astype(np.float32) - low) / steps), 0, 255)
+    found: np.ndarray = np.clip(np.floor((vectors.astype(np.float32) - low) / steps), 0, 255)
     return (found - 128).astype(np.int8)
 
 
@@ -147,12 +148,11 @@ def write_quantized(
 
 
 def open_quantized(path: Path | str) -> tuple[np.ndarray, dict[str, Any]]:
-    """Codes int8, memory-mapped, and the sidecar, whose `ranges` are an array or None."""
+    """Codes int8, memory-mapped, and the sidecar, which has `ranges` for int8."""
     codes, meta = load_array(path)
     if meta.get("precision") not in PRECISIONS:
         raise UserError(f"{path}: holds no quantised vectors; make it again")
-    ranges = meta.get("ranges")
-    return codes, meta | {"ranges": None if ranges is None else np.array(ranges, np.float32)}
+    return codes, meta
 
 
 def _blocks(vectors: np.ndarray) -> list[tuple[int, int]]:

@@ -251,7 +251,7 @@ class Ragged:
         with open(file_of(self.path, name, self.main), "rb", buffering=0) as file:
             start = 0
             for row, stop in zip(rows.tolist(), ends.tolist(), strict=True):
-                view = memoryview(found[start:stop].reshape(-1).view(np.uint8))
+                view = found[start:stop].reshape(-1).view(np.uint8).data
                 place = self.begin(name) + int(self.offsets[row]) * field.bytes
                 while view:
                     count = os.preadv(file.fileno(), [view], place)
