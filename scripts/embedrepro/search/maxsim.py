@@ -246,12 +246,14 @@ class Group:
             total = total / np.maximum(self.lengths, 1)
         return torch.from_numpy((total * 1.001).astype(np.float32)).to(self.device)
 
-    def _batches(self, columns: int) -> list[tuple[np.ndarray, list[torch.Tensor], int]]:
+    def _batches(self, columns: int) -> list[tuple[np.ndarray, torch.Tensor, int]]:
         """Queries of similar length together, padded with zeros, at most `columns` vectors.
 
-        Each: rows of the group (n,), the factors (n * width, dimension), width. A zero vector adds
-        nothing to any score.
+        Each: rows of the group (n,), their factors side by side (n * width, …), width. A zero
+        vector adds nothing to any score.
         """
+        vectors = torch.cat(self.factors, 1)
+        vectors = torch.cat([vectors, vectors.new_zeros(1, vectors.shape[1])])
         order, batches = np.argsort(self.lengths, kind="stable"), []
         while len(order):
             width = max(1, int(self.lengths[order[-1]]))
@@ -259,8 +261,7 @@ class Group:
             laid = np.minimum(self.ends[rows][:, None] + np.arange(width), self.ends[-1])
             laid[np.arange(width) >= self.lengths[rows][:, None]] = self.ends[-1]
             places = torch.from_numpy(laid.ravel()).to(self.device)
-            padded = [torch.cat([f, f.new_zeros(1, f.shape[1])])[places] for f in self.factors]
-            batches.append((rows, padded, width))
+            batches.append((rows, vectors[places], width))
         return batches
 
     def scores(self, block: Block) -> torch.Tensor:
@@ -271,9 +272,11 @@ class Group:
         if not len(whole):
             return found
         half = self.factors[0].dtype == torch.float16
-        tokens = torch.cat([block.tokens if half else block.tokens.float()] * len(self.factors), 1)
+        tokens = block.tokens if half else block.tokens.float()
+        if len(self.factors) > 1:
+            tokens = torch.cat([tokens] * len(self.factors), 1)
         for rows, factors, width in self._parts:
-            best = largest(torch.cat(factors, 1), tokens, block.lengths[whole])
+            best = largest(factors, tokens, block.lengths[whole])
             total = best.view(len(rows), width, -1).sum(1)
             if self.similarity == SIMILARITIES[1]:
                 count = torch.from_numpy(np.maximum(self.lengths[rows], 1)).to(self.device)
