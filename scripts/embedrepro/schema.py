@@ -1,7 +1,7 @@
 """Validation against a closed JSON schema, with errors that a person can act on."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .errors import UserError, printable
@@ -35,7 +35,9 @@ def validate(data: Any, schema: dict[str, Any], where: str) -> None:
 
     base = jsonschema.Draft202012Validator
 
-    def with_defaults(validator, properties, instance, schema):
+    def with_defaults(
+        validator: Any, properties: dict[str, Any], instance: Any, schema: dict[str, Any]
+    ) -> Iterator[Any]:
         if isinstance(instance, dict):
             for name, part in properties.items():
                 if "default" in part:
@@ -50,9 +52,10 @@ def validate(data: Any, schema: dict[str, Any], where: str) -> None:
 
 def _sentence(error: Any, where: str) -> str:
     if error.validator in ("oneOf", "anyOf") and error.context:
-        # The alternative that fits the type best explains the mistake best.
-        deepest = max(error.context, key=lambda e: (e.validator != "type", len(e.path)))
-        if deepest.validator != "type":
+        # The alternative that the value gets furthest into explains the mistake best.
+        other = ("type", "const")  # the value was meant as another alternative
+        deepest = max(error.context, key=lambda e: (bool(e.path), e.validator not in other))
+        if deepest.path or deepest.validator not in other:
             deepest.path.extendleft(reversed(error.path))
             return _sentence(deepest, where)
     place = where + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error.path)
@@ -69,18 +72,42 @@ def _sentence(error: Any, where: str) -> str:
     if error.validator == "enum":
         allowed = ", ".join(map(str, error.validator_value))
         return f"{place}: '{shown}' is not one of {allowed}{nearest(shown, error.validator_value)}"
-    meaning = error.schema.get("description", printable(error.message))
-    if error.validator == "type":
-        return f"{place}: '{shown}' should be {_types(error.validator_value)}; {meaning}"
-    return f"{place}: '{shown}' does not fit; {meaning}"
+    wanted = _wanted_types(error)
+    meaning = error.schema.get("description", "" if wanted else printable(error.message))
+    fault = f"should be {_types(wanted)}" if wanted else _limit(error)
+    return f"{place}: '{shown}' {fault}" + (f"; {meaning}" if meaning else "")
 
 
-def _types(types: str | list[str]) -> str:
+def _limit(error: Any) -> str:
+    """What a value that has the right type breaks."""
+    if error.validator in ("minLength", "minItems", "minProperties") and not error.instance:
+        return "is empty"
+    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most"}
+    if error.validator in words:
+        return f"should be {words[error.validator]} {error.validator_value}"
+    return "names one twice" if error.validator == "uniqueItems" else "does not fit"
+
+
+def _wanted_types(error: Any) -> list[str]:
+    """The types that would do, of an error that is about types alone."""
+    errors = error.context if error.validator in ("oneOf", "anyOf") else [error]
+    types: list[str] = []
+    for one in errors:
+        if one.validator != "type":
+            return []
+        types += (
+            [one.validator_value] if isinstance(one.validator_value, str) else one.validator_value
+        )
+    return types
+
+
+def _types(types: list[str]) -> str:
     names = {
         "object": "a mapping",
         "array": "a list",
         "string": "text",
         "integer": "a whole number",
+        "number": "a number",
+        "boolean": "true or false",
     }
-    listed = [types] if isinstance(types, str) else types
-    return " or ".join(names.get(t, t) for t in listed)
+    return " or ".join(names.get(t, t) for t in types)

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from tqdm import tqdm, trange
 
+from ..models.facts_table import Role
 from . import attention
 from .batches import Part, Sequences, padded_widths, step
 from .engine import check_finite, cut_dimensions, pick_precision
 from .facts import Facts
+from .loading import check_lengths, give_padding, restore_direction
 from .tokens import Tokeniser
 
 CPU_BUDGET, CUDA_BUDGET = 1024, 32_768  # padded tokens a batch
@@ -35,7 +37,6 @@ class FlagEngine:
         self,
         facts: Facts,
         device: str,
-        dtype: str = "float32",
         tokens_per_batch: int | None = None,
         compiled: bool = False,  # it never is
     ) -> None:
@@ -48,7 +49,7 @@ class FlagEngine:
 
         self.facts = facts
         self.device = torch.device(device)
-        self.precision = pick_precision(dtype, self.device.type)
+        self.precision = pick_precision(facts.dtype, self.device.type)
         self.remarks: dict[str, Any] = {}
         self.dimension = facts.hidden_size
         default = CUDA_BUDGET if self.device.type == "cuda" else CPU_BUDGET
@@ -57,8 +58,8 @@ class FlagEngine:
         self.embedder = (decoder.BaseLLMEmbedder if last_token else encoder.BaseEmbedder)(
             str(facts.staged),
             normalize_embeddings=facts.normalize,
-            use_fp16=dtype == "float16",
-            use_bf16=dtype == "bfloat16",
+            use_fp16=facts.dtype == "float16",
+            use_bf16=facts.dtype == "bfloat16",
             devices=[device],
             trust_remote_code=facts.trust_remote_code,
             **({} if last_token else {"pooling_method": facts.pooling}),
@@ -66,11 +67,14 @@ class FlagEngine:
         if facts.native and facts.architecture != "mpnet":
             self.embedder.model.set_attn_implementation(attention.PADDED)
         self.tokenizer = self.embedder.tokenizer
+        give_padding(self.tokenizer)
+        restore_direction(self.embedder.model)
+        check_lengths(self.embedder.model, facts)
 
     def encode(
         self,
         texts: Iterable[str],
-        role: str,
+        role: Role,
         instruction: str | None = None,
         *,
         prompt: str | None = None,

@@ -6,7 +6,7 @@ from .collect import VERDICTS, Report, Score
 from .cost import costs
 from .text import decimals, number, one_line, quantity, web_address
 
-SIGNS = dict(zip(VERDICTS, ("✓", "▲", "▼", "○"), strict=True))
+SIGNS = dict(zip(VERDICTS, ("✓", "≈", "▲", "▼", "○"), strict=True))
 
 
 def markdown(report: Report) -> str:
@@ -17,6 +17,7 @@ def markdown(report: Report) -> str:
     ]
     for metric in report.metrics:
         parts += section(f"Leaderboard, {escape(metric)}", leaderboard(report, metric))
+    parts += section("Not made", hole_list(report))
     parts += section("Parity with FlagEmbedding", parity_table(report))
     parts += section("Cost", cost_table(report))
     parts += section("Provenance", provenance_list(report))
@@ -29,10 +30,11 @@ def headline(report: Report) -> str:
     comparable = sum(counts.values()) - counts["not comparable"]
     if not sum(counts.values()):
         return "no published numbers to compare with"
-    rest = [f"{n} {name}" for name, n in counts.items() if n and name != "reproduced"]
-    return ", ".join(
-        [f"{counts['reproduced']} of {comparable} published numbers reproduced", *rest]
-    )
+    within = counts["reproduced within rounding"]
+    good = counts["reproduced"] + within
+    rest = [f"{n} {name}" for name, n in counts.items() if n and not name.startswith("reproduced")]
+    some = [f"{within} of them within rounding"] if within else []
+    return ", ".join([f"{good} of {comparable} published numbers reproduced", *some, *rest])
 
 
 def section(title: str, body: str) -> list[str]:
@@ -102,6 +104,15 @@ def leaderboard(report: Report, metric: str) -> str:
 def cell(score: Score | None, best: float | None) -> str:
     text = number(score.value if score else None)
     return f"**{text}**" if score and score.value == best else text
+
+
+def hole_list(report: Report) -> str:
+    """Rows that couldn't be made, each with its reason."""
+    return "\n".join(
+        f"- {escape(row['model'])} on {escape(row['dataset'])} {escape(row['split'])}: "
+        f"{escape(row['reason'])}"
+        for row in report.holes
+    )
 
 
 def parity_table(report: Report) -> str:

@@ -9,9 +9,10 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ..errors import UserError, printable
 from ..files import damaged, digest, read_json, sha256, write_record
@@ -131,7 +132,7 @@ def is_lfs_pointer(path: Path) -> bool:
         return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
-def parsed_json(path: Path, where: str, kind: type) -> object:
+def parsed_json(path: Path, where: str, kind: type) -> Any:
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -222,7 +223,7 @@ def _real_file(path: Path, root: Path, name: str) -> Path:
     return real
 
 
-def hash_files(paths: Mapping[str, Path]) -> dict[str, dict]:
+def hash_files(paths: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
     """name → {"size": bytes, "sha256": hex}, hashed with all cores (hashlib lets go of the GIL)."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         digests = pool.map(sha256, paths.values())
@@ -232,7 +233,7 @@ def hash_files(paths: Mapping[str, Path]) -> dict[str, dict]:
         }
 
 
-def check_digests(folder: Path, files: Mapping[str, dict], listed: str) -> None:
+def check_digests(folder: Path, files: Mapping[str, dict[str, Any]], listed: str) -> None:
     """Refuse a folder whose files have other digests than listed; about a second for a gigabyte."""
     found = hash_files({name: folder / name for name in files})
     for name, facts in files.items():
@@ -240,13 +241,25 @@ def check_digests(folder: Path, files: Mapping[str, dict], listed: str) -> None:
             raise damaged(folder / name, f"its sha256 is not the one in {listed}", folder)
 
 
-def remembered_hashes(folder: Path, paths: Mapping[str, Path], cache: Path) -> dict[str, dict]:
-    """`hash_files`, but a file whose size, time and inode are as last time is not read again.
-
-    A file changed less than two seconds ago is not remembered: it could change once more within
-    the clock's tick.
-    """
+def remembered_hashes(
+    folder: Path, paths: Mapping[str, Path], cache: Path
+) -> dict[str, dict[str, Any]]:
+    """`hash_files`, but a file whose size, time and inode are as last time is not read again."""
     memory = cache / "digests" / f"{digest(str(folder.resolve()))}.json"
+    return remembered(paths, memory, hash_files)
+
+
+def remembered(
+    paths: Mapping[str, Path],
+    memory: Path,
+    measure: Callable[[Mapping[str, Path]], dict[str, dict[str, Any]]],
+) -> dict[str, dict[str, Any]]:
+    """name → what `measure` says of each file; one that did not change is not read again.
+
+    `memory` keeps what was measured with each file's size, time and inode, also of files that are
+    not asked for this time. A file changed less than two seconds ago is not remembered: it could
+    change once more within the clock's tick.
+    """
     try:
         known = read_json(memory)
     except UserError:  # nothing remembered, or what was is damaged
@@ -255,20 +268,15 @@ def remembered_hashes(folder: Path, paths: Mapping[str, Path], cache: Path) -> d
     for name, path in paths.items():
         info = path.stat()
         marks[name] = [info.st_size, info.st_mtime_ns, info.st_ino]
-        entry = known.get(name)
-        if entry and entry["mark"] == marks[name]:
-            old[name] = {"size": info.st_size, "sha256": entry["sha256"]}
-    new = hash_files({name: path for name, path in paths.items() if name not in old})
+        if known.get(name, {}).get("mark") == marks[name]:
+            old[name] = {k: v for k, v in known[name].items() if k != "mark"}
+    found = old | measure({name: path for name, path in paths.items() if name not in old})
     settled = time.time_ns() - 2_000_000_000
-    hashes = old | new
-    memo = {
-        name: {"mark": marks[name], "sha256": hashes[name]["sha256"]}
-        for name in paths
-        if marks[name][1] < settled
-    }
+    memo = {name: entry for name, entry in known.items() if name not in paths}
+    memo |= {n: found[n] | {"mark": marks[n]} for n in paths if marks[n][1] < settled}
     if memo != known:
         write_record(memory, memo)
-    return dict(sorted(hashes.items()))
+    return dict(sorted(found.items()))
 
 
 def path_digest(folder: Path | str, cache: Path | str) -> str:

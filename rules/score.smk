@@ -1,0 +1,28 @@
+# Needs: runs, judgements. Gives: metrics per query and mean, with intervals.
+
+for job in jobs("score"):
+
+    rule:
+        name:
+            job.name
+        input:
+            absent(job.inputs),
+        output:
+            products(job),
+        log:
+            log_of(job),
+        conda:
+            "../envs/data.yaml"
+        threads: job.threads
+        params:
+            command=command("score_runs", job),
+        resources:
+            **asked(job),
+        shell:
+            "{params.command} 2>&1 | tee {log:q}"
+
+
+rule scores:
+    input:
+        absent(a.path for a in PLAN.artifacts.values() if a.step == "score"),
+    localrule: True

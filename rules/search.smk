@@ -1,0 +1,133 @@
+# Needs: vectors, texts, other runs. Gives: a TREC run for every row of the report.
+
+for job in jobs("search"):
+
+    rule:
+        name:
+            job.name
+        input:
+            absent(job.inputs),
+        output:
+            products(job),
+        log:
+            log_of(job),
+        conda:
+            "../envs/encode.yaml"
+        threads: job.threads
+        params:
+            command=command("search", job),
+        resources:
+            **asked(job),
+        shell:
+            "{params.command} 2>&1 | tee {log:q}"
+
+
+for job in jobs("merge"):
+
+    rule:
+        name:
+            job.name
+        input:
+            absent(job.inputs),
+        output:
+            products(job),
+        log:
+            log_of(job),
+        conda:
+            "../envs/data.yaml"
+        threads: job.threads
+        params:
+            command=command("merge_runs", job),
+        resources:
+            **asked(job),
+        shell:
+            "{params.command} 2>&1 | tee {log:q}"
+
+
+for job in jobs("bm25"):
+
+    rule:
+        name:
+            job.name
+        input:
+            absent(job.inputs),
+        output:
+            products(job),
+        log:
+            log_of(job),
+        conda:
+            "../envs/data.yaml"
+        threads: job.threads
+        params:
+            command=command("bm25_run", job),
+        resources:
+            **asked(job),
+        shell:
+            "{params.command} 2>&1 | tee {log:q}"
+
+
+for job in jobs("fuse"):
+
+    rule:
+        name:
+            job.name
+        input:
+            absent(job.inputs),
+        output:
+            products(job),
+        log:
+            log_of(job),
+        conda:
+            "../envs/data.yaml"
+        threads: job.threads
+        params:
+            command=command("fuse_runs", job),
+        resources:
+            **asked(job),
+        shell:
+            "{params.command} 2>&1 | tee {log:q}"
+
+
+for job in jobs("run"):
+
+    rule:
+        name:
+            job.name
+        input:
+            absent(job.inputs),
+        output:
+            products(job),
+        log:
+            log_of(job),
+        conda:
+            "../envs/data.yaml"
+        threads: job.threads
+        params:
+            command=command("import_run", job),
+        resources:
+            **asked(job),
+        shell:
+            "{params.command} 2>&1 | tee {log:q}"
+
+
+for job in jobs("rerank"):
+
+    rule:
+        name:
+            job.name
+        input:
+            absent(job.inputs),
+        output:
+            products(job),
+        log:
+            log_of(job),
+        conda:
+            "../envs/encode.yaml"
+        threads: job.threads
+        params:
+            command=command("rerank", job),
+        resources:
+            **asked(job),
+        shell:
+            "{params.command} 2>&1 | tee {log:q}"
+

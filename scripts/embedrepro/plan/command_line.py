@@ -1,0 +1,74 @@
+"""What the command lines of all steps share: `--plan FILE --job NAME`, and a list to work off."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from ..errors import UserError, printable
+from .artifacts import Artifact
+from .plan import Plan, read_plan
+
+
+def read_job(description: str, *options: tuple[str, dict[str, object]]) -> "Task":
+    """Parse the command line of a step. `options`: further arguments, as argparse takes them."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--plan", required=True, help="the plan's file, in .embed-repro/")
+    parser.add_argument("--job", required=True, help="name of one of the plan's jobs")
+    parser.add_argument(
+        "--directory", help="where the plan's paths start (default: the working directory)"
+    )
+    for name, settings in options:
+        parser.add_argument(name, **settings)  # type: ignore[arg-type]
+    arguments = parser.parse_args()
+    plan = read_plan(arguments.plan)
+    if arguments.directory:
+        os.chdir(arguments.directory)
+    return Task(plan, plan.of_job(arguments.job), plan.job(arguments.job).label, arguments)
+
+
+class Task:
+    """One job's artifacts, and those of them that are still to be made."""
+
+    def __init__(
+        self, plan: Plan, artifacts: Sequence[Artifact], label: str, options: argparse.Namespace
+    ) -> None:
+        self.plan, self.artifacts, self.label, self.options = plan, artifacts, label, options
+        self.failed = False
+
+    def missing(self, *steps: str, ready: bool = False) -> list[Artifact]:
+        """Artifacts of these steps (all by default) that aren't there, in the plan's order.
+
+        `ready`: only those whose inputs are there.
+        """
+        return [
+            a
+            for a in self.artifacts
+            if (not steps or a.step in steps)
+            and not is_there(a)
+            and not (ready and any(not Path(path).exists() for path in a.inputs))
+        ]
+
+    def each(self, artifacts: Iterable[Artifact], make: Callable[[Artifact], object]) -> None:
+        """Make one after the other."""
+        for artifact in artifacts:
+            self.attempt(make, artifact)
+
+    def attempt(self, make: Callable[..., object], *arguments: object) -> None:
+        """Call `make`; what can't be made is told, and keeps nothing else from being made."""
+        try:
+            make(*arguments)
+        except UserError as error:
+            print(f"error: {printable(error, 2000)}", file=sys.stderr, flush=True)
+            self.failed = True
+
+    def finish(self) -> None:
+        """End the process with status 2 where something could not be made."""
+        if self.failed:
+            sys.exit(2)
+
+
+def is_there(artifact: Artifact) -> bool:
+    """Every file is renamed when it is whole, so what is there is whole."""
+    return all(Path(path).exists() for path in artifact.outputs)
