@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 import transformers
 from embedrepro.encode.facts import Facts
+from embedrepro.search import job, kinds
 from safetensors.torch import load_file, save_file
 from sentence_transformers import MultiVectorEncoder, SparseEncoder
 from sentence_transformers.base.modules import Dense, Normalize, Router, Transformer
@@ -205,3 +207,31 @@ def facts(folder: Path, **given: object) -> Facts:
         "hidden_size": 32,
     }
     return Facts(**stated | given)
+
+
+def run_bytes(folder: Path, pieces: list[Path], k: int) -> bytes:
+    """The run of q.npy over the pieces of a corpus, as a search job makes it.
+
+    In one go and by hits that are merged, which must agree in every byte.
+    """
+
+    def opened(which, dense):
+        return lambda path: which(path, dense)(path)
+
+    ids, queries = folder / "corpus.parquet", folder / "queries.parquet"
+    one, other = folder / "run.trec", folder / "merged.trec"
+    hits = [folder / f"h{i}.parquet" for i in range(len(pieces))]
+    for path in (one, other, *hits):
+        path.unlink(missing_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "Queries", opened(kinds.queries_class, job.Queries))
+        patch.setattr(job, "Corpus", opened(kinds.corpus_class, job.Corpus))
+        job.search_rows([job.Row(folder / "q.npy", pieces, ids, queries, k, "m", one)], "cpu")
+        searches = [
+            job.Piece(folder / "q.npy", piece, ids, k, output)
+            for piece, output in zip(pieces, hits, strict=True)
+        ]
+        job.search_pieces(searches, "cpu")
+    job.merge_rows([job.MergeRow(hits[::-1], ids, queries, k, "m", other)])
+    assert one.read_bytes() == other.read_bytes()
+    return one.read_bytes()

@@ -13,10 +13,9 @@ from embedrepro.encode.formats import is_written, open_piece
 from embedrepro.encode.multivector import MultiVectorEngine
 from embedrepro.errors import UserError
 from embedrepro.search import maxsim
-from embedrepro.search.hits import merge_hits
 from embedrepro.search.runs import write_run
 from embedrepro.vectors.multivector import TokenVectors, TokenWriter
-from format_models import bert, colbert, facts, pylate, stanford, texts
+from format_models import bert, colbert, facts, pylate, run_bytes, stanford, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import MultiVectorEncoder
@@ -216,17 +215,13 @@ def test_pairs_that_float64_leaves_open_are_computed_as_defined(monkeypatch):
 
 
 def run_of(folder: Path, queries, corpus, k: int, shards: int) -> bytes:
+    """The run of a job, in one go and by hits, which must agree."""
     made(folder / "q.npy", queries)
-    hits = []
+    pieces = []
     for i in range(shards):
         start, stop = len(corpus) * i // shards, len(corpus) * (i + 1) // shards
-        made(folder / f"c{i}.npy", corpus[start:stop], rows=[start, stop])
-        hits.append(folder / f"h{i}.parquet")
-        names = (folder / "q.npy", folder / f"c{i}.npy", folder / "corpus.parquet")
-        maxsim.search_shard(*names, k, hits[-1], "cpu")
-    rankings = merge_hits(hits, folder / "corpus.parquet", folder / "queries.parquet", k)
-    write_run(folder / "run.trec", rankings, "m")
-    return (folder / "run.trec").read_bytes()
+        pieces.append(made(folder / f"c{i}.npy", corpus[start:stop], rows=[start, stop]))
+    return run_bytes(folder, pieces, k)
 
 
 @pytest.fixture
@@ -280,10 +275,9 @@ def test_mistakes_are_named(tmp_path, small):
     corpus[7] = np.full((2, 16), np.inf, np.float16)
     made(tmp_path / "bad.npy", corpus)
     for name, why in (("mean", "has similarity"), ("bad", "row 7 holds NaN")):
-        names = (tmp_path / "q.npy", tmp_path / f"{name}.npy", tmp_path / "corpus.parquet")
         with pytest.raises(UserError, match=why):
-            maxsim.search_shard(*names, 5, tmp_path / "h.parquet", "cpu")
-        assert not (tmp_path / "h.parquet").exists()
+            run_bytes(tmp_path, [tmp_path / f"{name}.npy"], 5)
+        assert not (tmp_path / "run.trec").exists()
     whole = (tmp_path / "q.npy").read_bytes()
     (tmp_path / "q.npy").write_bytes(whole[:-1] + b"\x07")
     with pytest.raises(UserError, match=r"q\.npy: its bytes are not"):

@@ -5,9 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from embedrepro.errors import UserError
-from embedrepro.search import quantized
-from embedrepro.search.hits import merge_hits
-from embedrepro.search.runs import write_run
+from embedrepro.search import job, quantized
 from embedrepro.vectors import quantize
 from embedrepro.vectors.dense import load_array, save_array
 from sentence_transformers.util.quantization import (
@@ -61,8 +59,9 @@ def run_of(folder, queries, corpus, docs, k, shards, precision, multiplier) -> b
     codes, _ = pieces(folder, corpus, shards, precision)
     given = (codes[::-1], folder / "corpus.parquet", k, folder / "h.parquet", multiplier)
     quantized.search(folder / "q.npy", *given)
-    found = merge_hits([folder / "h.parquet"], folder / "corpus.parquet", folder / "q.parquet", k)
-    write_run(folder / "run.trec", found, "m")
+    (folder / "run.trec").unlink(missing_ok=True)
+    names = (folder / "corpus.parquet", folder / "q.parquet", k, "m", folder / "run.trec")
+    job.merge_rows([job.MergeRow([folder / "h.parquet"], *names)])
     return (folder / "run.trec").read_bytes()
 
 

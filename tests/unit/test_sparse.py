@@ -11,12 +11,10 @@ from embedrepro.encode.formats import is_written, open_piece
 from embedrepro.encode.sparse import SparseEngine
 from embedrepro.errors import UserError
 from embedrepro.search import sparse as search
-from embedrepro.search.hits import merge_hits
-from embedrepro.search.runs import write_run
 from embedrepro.vectors import ragged
 from embedrepro.vectors.dense import sidecar
 from embedrepro.vectors.sparse import SparseVectors, SparseWriter
-from format_models import LENGTHS, bert, facts, inference_free, splade, texts
+from format_models import LENGTHS, bert, facts, inference_free, run_bytes, splade, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SparseEncoder
@@ -185,17 +183,13 @@ def brute_force(queries, corpus, docs, k):
 
 
 def run_of(folder: Path, queries, corpus, k: int, shards: int) -> bytes:
+    """The run of a job, in one go and by hits, which must agree."""
     made(folder, "q.npy", queries)
-    hits = []
+    pieces = []
     for i in range(shards):
         start, stop = len(corpus) * i // shards, len(corpus) * (i + 1) // shards
-        made(folder, f"c{i}.npy", corpus[start:stop], rows=[start, stop])
-        hits.append(folder / f"h{i}.parquet")
-        names = (folder / "q.npy", folder / f"c{i}.npy", folder / "corpus.parquet")
-        search.search_shard(*names, k, hits[-1])
-    rankings = merge_hits(hits, folder / "corpus.parquet", folder / "queries.parquet", k)
-    write_run(folder / "run.trec", rankings, "m")
-    return (folder / "run.trec").read_bytes()
+        pieces.append(made(folder, f"c{i}-of-{shards}.npy", corpus[start:stop], rows=[start, stop]))
+    return run_bytes(folder, pieces, k)
 
 
 def sparse_matrix(draw, n, width, density, levels=None, dtype=np.float32):
@@ -258,14 +252,14 @@ def test_mistakes_are_named(folders, tmp_path):
         engine.encode(["w1"], "query", dimensions=8)
     draw = np.random.default_rng(2)
     one, other = sparse_matrix(draw, 3, 20, 0.5), sparse_matrix(draw, 3, 21, 0.5)
-    pq.write_table(pa.table({"id": ["a", "b", "c"]}), tmp_path / "ids.parquet")
-    pieces = [made(tmp_path, "q.npy", one), made(tmp_path, "c.npy", other)]
+    pq.write_table(pa.table({"id": ["a", "b", "c"]}), tmp_path / "corpus.parquet")
+    pq.write_table(pa.table({"id": ["x", "y", "z"]}), tmp_path / "queries.parquet")
+    made(tmp_path, "q.npy", one)
     with pytest.raises(UserError, match="has width 20.*has 21"):
-        search.search_shard(*pieces, tmp_path / "ids.parquet", 2, tmp_path / "h.parquet")
+        run_bytes(tmp_path, [made(tmp_path, "c.npy", other)], 2)
     one[1, 1] = np.nan
-    pieces = [made(tmp_path, "q.npy", one * 0 + 1), made(tmp_path, "c.npy", one)]
-    with pytest.raises(UserError, match=r"row \d holds NaN"):
-        search.search_shard(*pieces, tmp_path / "ids.parquet", 2, tmp_path / "h.parquet")
+    with pytest.raises(UserError, match=r"row 1 holds NaN"):
+        run_bytes(tmp_path, [made(tmp_path, "c.npy", one)], 2)
 
 
 def test_lengths_are_the_facts(folders):

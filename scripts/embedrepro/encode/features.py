@@ -13,6 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from sentence_transformers.base.modules import Transformer
 from transformers import PreTrainedModel
 
 from ..errors import UserError, printable
@@ -21,6 +22,7 @@ from . import attention
 from .batches import ahead, padded_widths
 from .engine import pick_precision
 from .facts import Facts
+from .loading import check_lengths, give_padding, restore_direction
 
 CHUNK = 256  # texts tokenised at once
 CPU_BUDGET, CUDA_BUDGET = 1024, 32_768  # padded tokens a batch
@@ -107,11 +109,20 @@ class ModuleEngine(Generic[PartType]):
         self.model = self._load({"dtype": getattr(torch, self.precision.dtype)})
         self._set_dtypes()
         for module in self.model.modules():
-            # A mask that is left out where nothing is padded would run another kernel.
-            if getattr(module, "_supports_sdpa", False) and hasattr(module, "config"):
-                module.set_attn_implementation(attention.PADDED)
+            if isinstance(module, Transformer):
+                module.unpad_inputs = False
+                give_padding(module.tokenizer)
+            if isinstance(module, PreTrainedModel):
+                self._prepare(module)
         default = CUDA_BUDGET if self.device.type == "cuda" else CPU_BUDGET
         self.tokens_per_batch = tokens_per_batch or default
+
+    def _prepare(self, trunk: PreTrainedModel) -> None:
+        restore_direction(trunk)
+        check_lengths(trunk, self.facts)
+        # A mask that is left out where nothing is padded would run another kernel.
+        if getattr(trunk, "_supports_sdpa", False):
+            trunk.set_attn_implementation(attention.PADDED)
 
     def _load(self, model_kwargs: dict[str, Any]) -> Any:
         raise NotImplementedError

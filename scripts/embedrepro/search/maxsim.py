@@ -27,17 +27,8 @@ from ..encode import pick_device
 from ..vectors.embeddings import not_finite
 from ..vectors.multivector import SIMILARITIES, TokenVectors
 from .candidates import Pool
-from .hits import Batch, write_hits
-from .pieces import (
-    Pieces,
-    check_depth,
-    check_same_model,
-    facts_of,
-    ids_between,
-    query_groups,
-    rescore,
-    rows_of,
-)
+from .hits import Batch
+from .pieces import Pieces, check_same_model, query_groups, rescore
 from .runs import Ids, Ranking, iter_run, read_ids
 
 EMPTY = -1e9
@@ -45,28 +36,6 @@ BLOCK = {"cpu": 2**15, "cuda": 2**18}  # token vectors of a block of documents
 PRODUCTS = {"cpu": 2**22, "cuda": 2**28}  # float32 products held at a time
 EXACT = {"cpu": 2**22, "cuda": 2**26}  # numbers of documents scored exactly at a time
 UNIT = {"cpu": 2.0**-24, "cuda": 2.0**-22}  # see `scan`
-
-
-def search_shard(
-    queries: Path | str,
-    corpus: Path | str,
-    ids: Path | str,
-    k: int,
-    output: Path | str,
-    device: str,
-) -> None:
-    """Search one shard and write its hits (see `hits`).
-
-    `queries`, `corpus`: pieces of token vectors. `ids`: corpus.parquet. `device`: cpu, cuda, auto.
-    Raises `UserError` for pieces that don't belong together, are damaged or hold NaN.
-    """
-    check_depth(k)
-    asked, shard = TokenVectors(queries), TokenVectors(corpus, verify=False)
-    check_same_model(asked, shard)
-    start, stop = rows_of(shard, ids)
-    batches = scan(asked, shard, k, ids_between(ids, start, stop), pick_device(device))
-    facts = facts_of(asked, shard, (start, stop), k)
-    write_hits(output, ((first, docs + start, scores) for first, docs, scores in batches), facts)
 
 
 def scan(
@@ -81,7 +50,7 @@ def scan(
     documents = Documents(shard, device)
     half = device == "cuda" and shard.meta["dtype"] == "float16"
     bytes_each = 8 * capacity + 12 * queries.dimension * int(queries.offsets[-1]) // queries.rows
-    for start, stop in query_groups(queries.rows, k, bytes_each):
+    for start, stop in query_groups(queries.rows, bytes_each):
         group = Group(queries, start, stop, device, half)
         exact = partial(_exact_pairs, group, documents)
         pool = Pool(group.error, found, capacity, exact, ids)

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from ..errors import UserError
 from ..files import whole
 from ..vectors.ragged import Ragged
-from .hits import group_size
 from .runs import Ids, Ranking, ranked, read_ids
 
 POOL = 192 * 2**20  # bytes of candidates held at a time
@@ -48,17 +47,6 @@ def rows_of(corpus: Ragged, ids: Path | str) -> tuple[int, int]:
     return start, stop
 
 
-def facts_of(queries: Ragged, corpus: Ragged, rows: tuple[int, int], k: int) -> dict[str, Any]:
-    """What the hits of a piece say of themselves (see `hits.write_hits`)."""
-    return {
-        "rows": list(rows),
-        "k": k,
-        "queries": queries.rows,
-        "queries_sha256": queries.meta["sha256"],
-        "corpus_sha256": corpus.meta["sha256"],
-    }
-
-
 def ids_between(path: Path | str, start: int, stop: int) -> Ids:
     """Document ids by row of a piece; read when first asked for."""
 
@@ -69,10 +57,9 @@ def ids_between(path: Path | str, start: int, stop: int) -> Ids:
     return lambda rows: of_piece().take(pa.array(rows))
 
 
-def query_groups(queries: int, k: int, bytes_each: int) -> Iterator[tuple[int, int]]:
-    """Runs [start, stop) of queries whose candidates fit in `POOL`, cut as hits files are."""
-    step = group_size(k)
-    size = max(step, POOL // max(1, bytes_each) // step * step)
+def query_groups(queries: int, bytes_each: int) -> Iterator[tuple[int, int]]:
+    """Runs [start, stop) of queries whose candidates fit in `POOL`."""
+    size = max(1, POOL // max(1, bytes_each))
     for start in range(0, queries, size):
         yield start, min(queries, start + size)
 

@@ -85,7 +85,7 @@ def scan(
     """
     found = min(k, corpus.rows)
     best = Best(min(found * max(1, multiplier), corpus.rows), IdRank(ids, corpus.rows))
-    for start, stop in query_groups(len(queries), k, 12 * best.k):
+    for start, stop in query_groups(len(queries), 12 * best.k):
         vectors = np.asarray(queries[start:stop])
         scores = [np.empty(0, np.float32)] * len(vectors)
         rows = [np.empty(0, np.int64)] * len(vectors)

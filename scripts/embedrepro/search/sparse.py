@@ -7,7 +7,6 @@ but the two vectors, so any cut into shards and any block size give the same sco
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -15,42 +14,12 @@ from ..errors import UserError
 from ..vectors.embeddings import not_finite
 from ..vectors.sparse import SparseVectors
 from .best import Best, IdRank
-from .hits import Batch, write_hits
-from .pieces import (
-    Pieces,
-    check_depth,
-    check_same_model,
-    facts_of,
-    ids_between,
-    query_groups,
-    rows_of,
-)
+from .hits import Batch
+from .pieces import Pieces, query_groups
 from .runs import Ids
 
 BLOCK = 2**22  # weights of a block of documents
 ROWS = 2**18  # documents of a block: the sums of one query stay in the cache
-
-
-def search_shard(
-    queries: Path | str,
-    corpus: Path | str,
-    ids: Path | str,
-    k: int,
-    output: Path | str,
-    device: str = "cpu",
-) -> None:
-    """Search one shard and write its hits (see `hits`).
-
-    `queries`, `corpus`: pieces of sparse vectors. `ids`: corpus.parquet. `device` changes nothing:
-    a CPU does this. Raises `UserError` for pieces that don't belong together or are damaged.
-    """
-    check_depth(k)
-    asked, shard = SparseVectors(queries), SparseVectors(corpus)
-    check_same_model(asked, shard)
-    start, stop = rows_of(shard, ids)
-    batches = scan(asked, shard, k, ids_between(ids, start, stop))
-    facts = facts_of(asked, shard, (start, stop), k)
-    write_hits(output, ((first, docs + start, scores) for first, docs, scores in batches), facts)
 
 
 def scan(queries: SparseVectors, shard: SparseVectors, k: int, ids: Ids) -> Iterator[Batch]:
@@ -59,7 +28,7 @@ def scan(queries: SparseVectors, shard: SparseVectors, k: int, ids: Ids) -> Iter
     m = min(k, rows of the shard); `ids` as for `runs.trec_order`, by row of the shard.
     """
     best = Best(min(k, shard.rows), IdRank(ids, shard.rows))
-    for start, stop in query_groups(queries.rows, k, 12 * best.k):
+    for start, stop in query_groups(queries.rows, 12 * best.k):
         vectors = list(_rows(queries, start, stop))
         scores = [np.empty(0, np.float32)] * len(vectors)
         rows = [np.empty(0, np.int64)] * len(vectors)

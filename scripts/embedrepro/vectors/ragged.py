@@ -215,6 +215,9 @@ class Ragged:
         """How many rows the piece has."""
         return len(self.offsets) - 1
 
+    def __len__(self) -> int:
+        return self.rows
+
     @property
     def lengths(self) -> np.ndarray:
         """(rows,) int64: items of each row."""
