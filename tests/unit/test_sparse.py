@@ -1,6 +1,8 @@
 """Sparse vectors: encoded as SparseEncoder does, stored, searched exactly, for any cut."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +242,42 @@ def test_runs_are_the_same_for_any_number_of_shards(tmp_path):
     pq.write_table(pa.table({"id": [f"q{i}" for i in range(12)]}), tmp_path / "queries.parquet")
     runs = [run_of(tmp_path, queries, corpus, 100, shards) for shards in (1, 3, 8)]
     assert runs[0] == runs[1] == runs[2] and runs[0].count(b"\n") == 1200
+
+
+MEMORY = """
+import resource, sys
+import pyarrow as pa
+from embedrepro.search import sparse
+from embedrepro.vectors.sparse import SparseVectors
+sparse.BLOCK = 2**17
+ids = pa.array([f"d{i}" for i in range(50_000)], pa.large_string())
+queries = SparseVectors(sys.argv[1] + "/q.npy")
+for name in ("small", "large"):
+    shard = SparseVectors(f"{sys.argv[1]}/{name}.npy", verify=False)
+    list(sparse.scan(queries, shard, 10, lambda rows: ids.take(pa.array(rows))))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+    """Ten times as many passages, 40 MB of them, take no more memory."""
+    draw = np.random.default_rng(3)
+    terms = np.sort(draw.permutation(30_000)[:100]).astype(np.int32)
+    for name, rows in (("q", 4), ("small", 5_000), ("large", 50_000)):
+        with SparseWriter(tmp_path / f"{name}.npy", rows, 30_000, np.float32) as writer:
+            weights = draw.random(100 * rows).astype(np.float32)
+            writer.put(np.arange(rows), np.full(rows, 100), np.tile(terms, rows), weights)
+            writer.seal(model_id="m")
+    scripts = Path(__file__).parents[2] / "scripts"
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, tmp_path],
+        env={"PYTHONPATH": str(scripts), "OMP_NUM_THREADS": "1", "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    small, large = (int(line) / 1024 for line in done.stdout.split())
+    assert large - small < 15
 
 
 def test_mistakes_are_named(folders, tmp_path):

@@ -114,7 +114,7 @@ class M3Piece:
 
     def put(self, part: Any) -> None:
         self.sparse.put(part.sparse)
-        self.tokens.put(part.tokens)
+        self.tokens.put(part.multivector)
         self.dense.put(part.dense)
 
     def seal(self, **meta: Any) -> None:

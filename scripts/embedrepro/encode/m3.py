@@ -34,12 +34,22 @@ class M3Part(NamedTuple):
 
     dense: Part
     sparse: SparsePart
-    tokens: TokensPart
+    multivector: TokensPart
 
     @property
     def rows(self) -> np.ndarray:
         """(n,) int64: which texts."""
         return self.dense.rows
+
+    @property
+    def tokens(self) -> int:
+        """Tokens run."""
+        return self.dense.tokens
+
+    @property
+    def truncated(self) -> int:
+        """Texts cut."""
+        return self.dense.truncated
 
 
 class M3Engine:
