@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from embedrepro.encode import formats
 from embedrepro.encode.formats import is_written, open_piece
 from embedrepro.encode.sparse import SparseEngine
 from embedrepro.errors import UserError
@@ -284,6 +285,8 @@ def test_mistakes_are_named(folders, tmp_path):
     with pytest.raises(UserError, match="is no sparse encoder"):
         SparseEngine(facts(folders["headless"]), "cpu")
     engine = SparseEngine(facts(folders["splade"]), "cpu")
+    with pytest.raises(UserError, match="prompt takes 26 of 24 tokens"):
+        engine.encode(["w1"], "query", prompt="w1 " * 24)
     with pytest.raises(UserError, match="use query or passage"):
         engine.encode(["w1"], "document")
     with pytest.raises(UserError, match="knows no dimensions"):
@@ -298,6 +301,17 @@ def test_mistakes_are_named(folders, tmp_path):
     one[1, 1] = np.nan
     with pytest.raises(UserError, match=r"row 1 holds NaN"):
         run_bytes(tmp_path, [made(tmp_path, "c.npy", one)], 2)
+
+
+def test_texts_without_a_term_have_none(folders):
+    engine = SparseEngine(facts(folders["inference_free"]), "cpu")
+    (part,) = engine.encode(["", " "], "query")
+    assert part.lengths.tolist() == [0, 0] and not len(part.values)
+
+
+def test_engines_are_listed_by_name():
+    for name, kind in formats.ENGINES.items():
+        assert kind.load().name == name and name in formats.WRITERS
 
 
 def test_lengths_are_the_facts(folders):

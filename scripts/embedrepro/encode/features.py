@@ -92,7 +92,6 @@ class ModuleEngine(Generic[PartType]):
     """
 
     name: str
-    packages: tuple[str, ...] = ("torch", "transformers", "tokenizers", "sentence-transformers")
 
     def __init__(
         self,
@@ -158,6 +157,7 @@ class ModuleEngine(Generic[PartType]):
             raise UserError(f"{printable(self.facts.model_id)}: {self.name} knows no dimensions")
         if prompt is None:
             prompt = self._prompt(role, instruction)
+        self._check_prompt(role, prompt)
         return self._parts(texts, role, prompt)
 
     def _prompt(self, role: Role, instruction: str | None) -> str:
@@ -166,6 +166,15 @@ class ModuleEngine(Generic[PartType]):
         if stated is None and own is not None:
             return str(own)
         return self.facts.prompt(role, instruction)
+
+    def _check_prompt(self, role: Role, prompt: str) -> None:
+        """Refuse a prompt that leaves no room for a text."""
+        taken = len(self.model.tokenizer(prompt)["input_ids"]) if prompt else 0
+        if taken >= self._longest(role):
+            raise UserError(
+                f"{printable(self.facts.model_id)}: the {role} prompt takes {taken} of "
+                f"{self._longest(role)} tokens; raise max_length.{role} or shorten the prompt"
+            )
 
     def _parts(self, texts: Iterable[str], role: Role, prompt: str) -> Iterator[PartType]:
         packer, fixed = RowPacker(self.tokens_per_batch), {}
@@ -207,7 +216,8 @@ class ModuleEngine(Generic[PartType]):
             if not isinstance(value, torch.Tensor):
                 fixed[name] = value
             elif value.shape == features["attention_mask"].shape:
-                tensors[name] = value
+                # A list without any token becomes a tensor of floats.
+                tensors[name] = value if value.numel() else value.long()
             else:
                 raise UserError(
                     f"{printable(self.facts.model_id)}: its texts come with {name} of shape "

@@ -18,7 +18,7 @@ from ..vectors.dense import ArrayWriter, load_array, seal_array
 from ..vectors.multivector import TokenVectors, TokenWriter
 from ..vectors.ragged import Ragged, file_of
 from ..vectors.sparse import SparseVectors, SparseWriter
-from .engine import Engine, cut_dimensions
+from .engine import Engine, Kind, cut_dimensions
 
 
 class PieceWriter(Protocol):
@@ -129,6 +129,14 @@ class M3Piece:
             piece.__exit__(*failure)
 
 
+_BASE = ("torch", "transformers", "tokenizers")
+_PEER = (*_BASE, "sentence-transformers")
+# What runs models that give other vectors than dense ones, by the engine's name.
+ENGINES: dict[str, Kind] = {
+    "sparse": Kind(".sparse", "SparseEngine", _PEER),
+    "multivector": Kind(".multivector", "MultiVectorEngine", _PEER),
+    "m3": Kind(".m3", "M3Engine", (*_BASE, "safetensors")),
+}
 WRITERS: dict[str, Callable[[Any, Path, int, int | None], PieceWriter]] = {
     "sparse": SparsePiece,
     "multivector": TokensPiece,

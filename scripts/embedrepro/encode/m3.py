@@ -56,7 +56,6 @@ class M3Engine:
     """A folder with XLM-RoBERTa and the heads `sparse_linear` and `colbert_linear`."""
 
     name = "m3"
-    packages = ("torch", "transformers", "tokenizers", "safetensors")
     similarity = "meanmaxsim"
 
     def __init__(

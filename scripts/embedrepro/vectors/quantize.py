@@ -81,7 +81,7 @@ def restore(
     if precision == "binary":
         return unpack(codes, dim).astype(np.float32)
     low, steps = _steps(ranges)
-    wide = (codes.astype(np.float64) + 128) * steps + low
+    wide: np.ndarray = (codes.astype(np.float64) + 128) * steps + low
     return wide.astype(np.float32)
 
 
