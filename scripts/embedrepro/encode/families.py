@@ -66,7 +66,15 @@ PACKED_MODEL_TYPES: dict[str, Family] = {
 }
 
 # What the packed engine does after the transformer; staging sends all else to
-# sentence-transformers. Whether it can leave a prompt's tokens out of the pooling.
-PACKED_MODULES = ("Pooling", "Normalize")
-PACKED_POOLINGS = ("mean", "cls", "last_token")
-PACKED_LEAVES_PROMPT_OUT = False
+# sentence-transformers. `modules`: several poolings, one behind the other.
+PACKED_MODULES = ("Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
+PACKED_POOLINGS = (
+    "mean",
+    "cls",
+    "last_token",
+    "max",
+    "weightedmean",
+    "mean_sqrt_len_tokens",
+    "modules",
+)
+PACKED_LEAVES_PROMPT_OUT = True
