@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
 import torch
 import transformers
 from embedrepro.encode.facts import Facts
@@ -214,24 +213,17 @@ def run_bytes(folder: Path, pieces: list[Path], k: int) -> bytes:
 
     In one go and by hits that are merged, which must agree in every byte.
     """
-
-    def opened(which, dense):
-        return lambda path: which(path, dense)(path)
-
     ids, queries = folder / "corpus.parquet", folder / "queries.parquet"
     one, other = folder / "run.trec", folder / "merged.trec"
     hits = [folder / f"h{i}.parquet" for i in range(len(pieces))]
     for path in (one, other, *hits):
         path.unlink(missing_ok=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "Queries", opened(kinds.queries_class, job.Queries))
-        patch.setattr(job, "Corpus", opened(kinds.corpus_class, job.Corpus))
-        job.search_rows([job.Row(folder / "q.npy", pieces, ids, queries, k, "m", one)], "cpu")
-        searches = [
-            job.Piece(folder / "q.npy", piece, ids, k, output)
-            for piece, output in zip(pieces, hits, strict=True)
-        ]
-        job.search_pieces(searches, "cpu")
+    kinds.search_rows([job.Row(folder / "q.npy", pieces, ids, queries, k, "m", one)], "cpu")
+    searches = [
+        job.Piece(folder / "q.npy", piece, ids, k, output)
+        for piece, output in zip(pieces, hits, strict=True)
+    ]
+    kinds.search_pieces(searches, "cpu")
     job.merge_rows([job.MergeRow(hits[::-1], ids, queries, k, "m", other)])
     assert one.read_bytes() == other.read_bytes()
     return one.read_bytes()

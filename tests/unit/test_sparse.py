@@ -294,6 +294,9 @@ def test_mistakes_are_named(folders, tmp_path):
     draw = np.random.default_rng(2)
     one, other = sparse_matrix(draw, 3, 20, 0.5), sparse_matrix(draw, 3, 21, 0.5)
     pq.write_table(pa.table({"id": ["a", "b", "c"]}), tmp_path / "corpus.parquet")
+    pq.write_table(pa.table({"id": ["x", "y"]}), tmp_path / "queries.parquet")
+    with pytest.raises(UserError, match=r"q\.npy: ends with row 3 of .*'s 2"):
+        run_bytes(tmp_path, [made(tmp_path, "q.npy", one)], 2)
     pq.write_table(pa.table({"id": ["x", "y", "z"]}), tmp_path / "queries.parquet")
     made(tmp_path, "q.npy", one)
     with pytest.raises(UserError, match="has width 20.*has 21"):
