@@ -78,8 +78,8 @@ class Row:
 @dataclass(frozen=True)
 class Outside:
     """What lies outside the store: by dataset name the identity of its corpus, of what each of its
-    splits is read from (see `datasets.local`), and its size; by path the digest of all that verdicts are given by, the
-    files of the folder `registry` and tables of the user's own."""
+    splits is read from (see `datasets.local`), and its size; by path the digest of all that
+    verdicts are given by, the files of the folder `registry` and tables of the user's own."""
 
     corpora: Mapping[str, Spec]
     splits: Mapping[str, Mapping[str, Spec]]
@@ -338,31 +338,34 @@ class Catalogue:
             "facts": {
                 "title": dataset.title,
                 "dataset_revision": dataset.source.get("revision"),
+                "stated": sorted(model.facts),
             },
         }
         key = key_of("score", spec, run.path, source.path)
         base = self.path("scores", dataset.slug, split, f"{model.slug}-{key}")
         encoded = self.encoded(model, dataset, split)
+        sidecars = [re.sub(r"npy$", "json", path) for path in encoded]
         per_query = f"{base}.per_query.tsv"
         files = {
             "run": run.path,
             "qrels": source.beside[1],
             "queries": source.beside[0],
-            "encoded": [a.beside[0] for a in encoded],
+            "encoded": sidecars,
             "per_query": per_query,
         }
         beside = (per_query, f"{per_query}.sha256")
-        inputs = (run.path, source.path, *(a.path for a in encoded))
+        inputs = (run.path, source.path, *encoded)
         label = f"{model.id} on {dataset.name} {split}"
         return self.add(
             Artifact("score", f"{base}.json", spec | files, inputs, beside, label=label)
         )
 
-    def encoded(self, model: Model, dataset: ResolvedDataset, split: str) -> list[Artifact]:
-        """The queries and one piece of the corpus: their sidecars say how both were encoded."""
+    def encoded(self, model: Model, dataset: ResolvedDataset, split: str) -> list[str]:
+        """Queries and corpus: their vectors' sidecars say how both were encoded."""
         if model.kind != "dense":
             return []
-        return [self.queries(model, dataset, split), self.passages(model, dataset)[0]]
+        passages = self.passages(model, dataset)[0].path
+        return [self.queries(model, dataset, split).path, pattern(passages)]
 
     def rows(self) -> Iterator[Row]:
         """Every row of the report: a model, a dataset and a split."""

@@ -14,6 +14,7 @@ from ..datasets.registry import estimate, read_registry
 from ..errors import UserError, printable
 from ..files import digest, sha256
 from ..models.facts_table import schema_properties
+from ..models.known import read_models
 from ..sources import snapshot
 from .artifacts import Outside
 from .compile import compile_plan
@@ -62,12 +63,12 @@ def build_plan(
 ) -> Plan:
     """Compile the plan of `config`; `UserError` for all that can be known to be wrong."""
     rules = repository / "rules"
-    models = read_yaml(rules / "registry" / "models.yaml")["models"]
+    models = read_models(rules / "registry")
     datasets = read_registry(rules / "registry" / "datasets.yaml")
     config = absolute_paths(config, Path.cwd())
-    known = {"schema": config_schema(repository), "models": models, "datasets": datasets}
+    known = config_schema(repository), models, datasets
     # Once without digests: a mistake is told before any file is read.
-    read_experiment(config, **known, path_digest=str, file_digest=str)
+    read_experiment(config, *known, path_digest=str, file_digest=str)
     cache = Path(config["store"]) / "models" / ".cache"
 
     def path_digest(source: str) -> str:
@@ -77,7 +78,7 @@ def build_plan(
             return digest([int(source), *(sha256(repository / part) for part in parts)])
         return snapshot.path_digest(source, cache)
 
-    experiment = read_experiment(config, **known, path_digest=path_digest, file_digest=file_digest)
+    experiment = read_experiment(config, *known, path_digest=path_digest, file_digest=file_digest)
     tables = [*sorted((rules / "registry").iterdir()), *map(Path, experiment.published)]
     outside = Outside(
         corpora={d.name: corpus_identity(d.source, cache) for d in experiment.datasets},
