@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-import traps
 from embedrepro.encode import ENGINES
 from embedrepro.errors import UserError
 from embedrepro.models import comparison
@@ -34,7 +33,6 @@ SIZES = {
 }
 GROUPED = SIZES | {"num_key_value_heads": 2, "head_dim": 8}
 ST = "sentence_transformers.models"
-OWN = {"AutoModel": "modeling_tiny.TinyModel"}
 PROMPTS = {"prompts": {"query": "query: ", "document": "text: "}}
 
 
@@ -218,20 +216,6 @@ def clip(folder: Path) -> Path:
     return folder
 
 
-def own_code_and_dense(folder: Path) -> Path:
-    traps.custom(folder, auto_map={"AutoConfig": "modeling_tiny.TinyConfig"} | OWN)
-    write(folder / "1_Pooling" / "config.json", {"embedding_dimension": 16, "pooling_mode": "mean"})
-    (folder / "2_Dense").mkdir()
-    dense(16, 8).save(str(folder / "2_Dense"))
-    kinds = ["Transformer", "Pooling", "Dense"]
-    rows = [
-        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"{ST}.{kind}"}
-        for i, kind in enumerate(kinds)
-    ]
-    write(folder / "modules.json", rows)
-    return folder
-
-
 def own_forward(folder: Path) -> Path:
     """A native type with code of its own that computes something else."""
     plain(folder)
@@ -368,7 +352,6 @@ RIGHT = [
     ("a module of its own", own_module, "sentence_transformers", {}),
     ("Router", router, "sentence_transformers", {}),
     ("model2vec", model2vec, "sentence_transformers", {}),
-    ("own code, Dense", own_code_and_dense, "sentence_transformers", {}),
     ("own code of a native type", own_forward, "flagembedding", {"native": False}),
     ("own code that trust asks for", own_forward, "flagembedding", {}),
     ("cls, padded before", lambda f: left(plain(f, pooling="cls")), "packed", {}),
