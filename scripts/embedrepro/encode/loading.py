@@ -1,11 +1,13 @@
 """What every engine does to a loaded model before it computes."""
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, get_args
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError, printable
+from ..models.facts_table import Role
 from .facts import Facts
 
 OWN_WAY = ("gemma3", "gemma4")  # model types whose masks read use_bidirectional_attention
@@ -37,9 +39,11 @@ def give_padding(tokenizer: Any) -> None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
 
 
-def check_lengths(model: torch.nn.Module, facts: Facts) -> None:
+def check_lengths(
+    model: torch.nn.Module, facts: Facts, roles: Iterable[Role] = get_args(Role)
+) -> None:
     """Refuse lengths that a model's positions don't reach, before a long text finds out."""
-    longest = max(facts.max_length.values())
+    longest = max(facts.max_length[role] for role in roles)
     limit = position_limit(model)
     if limit is not None and longest > limit:
         raise UserError(

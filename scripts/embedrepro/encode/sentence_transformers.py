@@ -26,7 +26,7 @@ from .loading import check_lengths, give_padding, restore_direction, round_param
 
 CPU_BUDGET, CUDA_BUDGET = 1024, 32_768  # padded tokens a batch
 CHUNK = 256  # texts that are tokenised at once
-TASKS = {"query": "query", "passage": "document"}
+TASKS: dict[Role, str] = {"query": "query", "passage": "document"}
 
 
 class Row(NamedTuple):
@@ -95,11 +95,15 @@ class SentenceTransformersEngine:
         for module in model.modules():
             if isinstance(module, PreTrainedModel):
                 restore_direction(module)
-                check_lengths(module, self.facts)
             if isinstance(module, Transformer):
                 module.unpad_inputs = False
                 module.register_forward_hook(_widen)
                 give_padding(module.tokenizer)
+        routes = dict(getattr(model[0], "sub_modules", {}).items())  # a Router's
+        for role, task in TASKS.items():
+            for module in routes.get(task, model).modules():
+                if isinstance(module, PreTrainedModel):
+                    check_lengths(module, self.facts, [role])
         round_parameters(model, self.precision.dtype)
         return model
 
