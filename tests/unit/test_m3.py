@@ -125,10 +125,10 @@ def test_neighbours_and_cuts_change_no_byte(engine, tmp_path):
 def test_a_piece_is_whole_only_with_all_its_files(engine, tmp_path):
     path = encode(engine, ["w1 w2"], "query", tmp_path / "q.npy")
     names = sorted(file.name for file in tmp_path.iterdir())
-    assert len(names) == 9 and is_written(path, "m3")
+    assert len(names) == 9 and is_written(path)
     for name in names:
         (tmp_path / name).rename(tmp_path / "away")
-        assert not is_written(path, "m3"), name
+        assert not is_written(path), name
         (tmp_path / "away").rename(tmp_path / name)
 
 

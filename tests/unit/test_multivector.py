@@ -282,7 +282,7 @@ def test_mistakes_are_named(tmp_path, small):
     (tmp_path / "q.npy").write_bytes(whole[:-1] + b"\x07")
     with pytest.raises(UserError, match=r"q\.npy: its bytes are not"):
         TokenVectors(tmp_path / "q.npy")
-    assert is_written(tmp_path / "bad.npy", "multivector")
+    assert is_written(tmp_path / "bad.npy")
 
 
 MEMORY = """

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from embedrepro.encode import formats
 from embedrepro.encode.formats import is_written, open_piece
 from embedrepro.encode.sparse import SparseEngine
 from embedrepro.errors import UserError
@@ -124,7 +123,7 @@ def test_a_piece_without_any_term(tmp_path):
         writer.put(np.arange(3), np.zeros(3, int), np.empty(0, np.int32), np.empty(0, np.float32))
         writer.seal(model_id="m")
     piece = SparseVectors(tmp_path / "x.npy")
-    assert piece.rows == 3 and is_written(tmp_path / "x.npy", "sparse")
+    assert piece.rows == 3 and is_written(tmp_path / "x.npy")
     ids = pa.array(["a", "c", "b"], pa.large_string())
     ((_, rows, scores),) = search.scan(piece, piece, 2, lambda rows: ids.take(pa.array(rows)))
     assert rows.tolist() == [[1, 2]] * 3 and not scores.any()
@@ -146,9 +145,9 @@ def test_damage_and_killed_writers_are_noticed(tmp_path):
 
     with pytest.raises(RuntimeError, match="row 0 was never written"):
         write(complete=False)
-    assert not list(tmp_path.iterdir()) and not is_written(path, "sparse")
+    assert not list(tmp_path.iterdir()) and not is_written(path)
     write()
-    assert is_written(path, "sparse")
+    assert is_written(path)
     for name in ("x.npy", "x.columns.npy", "x.offsets.npy"):
         whole = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(whole[:-1] + b"\x07")
@@ -310,11 +309,6 @@ def test_texts_without_a_term_have_none(folders):
     engine = SparseEngine(facts(folders["inference_free"]), "cpu")
     (part,) = engine.encode(["", " "], "query")
     assert part.lengths.tolist() == [0, 0] and not len(part.values)
-
-
-def test_engines_are_listed_by_name():
-    for name, kind in formats.ENGINES.items():
-        assert kind.load().name == name and name in formats.WRITERS
 
 
 def test_lengths_are_the_facts(folders):

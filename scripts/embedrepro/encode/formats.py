@@ -13,12 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import UserError
-from ..files import TEMPORARY, remove
-from ..vectors.dense import ArrayWriter, load_array, seal_array
-from ..vectors.multivector import TokenVectors, TokenWriter
+from ..files import TEMPORARY, read_json, remove
+from ..vectors import multivector, sparse
+from ..vectors.dense import ArrayWriter, load_array, seal_array, sidecar
 from ..vectors.ragged import Ragged, file_of
-from ..vectors.sparse import SparseVectors, SparseWriter
-from .engine import Engine, Kind, cut_dimensions
+from .engine import Engine, cut_dimensions
 
 
 class PieceWriter(Protocol):
@@ -67,7 +66,7 @@ class SparsePiece:
 
     def __init__(self, engine: Any, output: Path, rows: int, dimensions: int | None) -> None:
         width = getattr(engine, "terms", engine.dimension)
-        self.writer = SparseWriter(output, rows, width, engine.precision.stored)
+        self.writer = sparse.SparseWriter(output, rows, width, engine.precision.stored)
 
     def put(self, part: Any) -> None:
         self.writer.put(part.rows, part.lengths, part.columns, part.values)
@@ -88,7 +87,7 @@ class TokensPiece:
     def __init__(self, engine: Any, output: Path, rows: int, dimensions: int | None) -> None:
         dimension = getattr(engine, "token_dimension", engine.dimension)
         self.similarity = engine.similarity
-        self.writer = TokenWriter(output, rows, dimension, engine.precision.stored)
+        self.writer = multivector.TokenWriter(output, rows, dimension, engine.precision.stored)
 
     def put(self, part: Any) -> None:
         self.writer.put(part.rows, part.lengths, part.vectors)
@@ -107,8 +106,8 @@ class M3Piece:
     """BGE-M3's three pieces; the dense one gets its name last."""
 
     def __init__(self, engine: Any, output: Path, rows: int, dimensions: int | None) -> None:
-        sparse, tokens = m3_outputs(output)
-        self.sparse = SparsePiece(engine, sparse, rows, None)
+        lexical, tokens = m3_outputs(output)
+        self.sparse = SparsePiece(engine, lexical, rows, None)
         self.tokens = TokensPiece(engine, tokens, rows, None)
         self.dense = DensePiece(engine, output, rows, dimensions)
 
@@ -118,8 +117,10 @@ class M3Piece:
         self.dense.put(part.dense)
 
     def seal(self, **meta: Any) -> None:
-        for piece in (self.sparse, self.tokens, self.dense):
-            piece.seal(**meta)
+        self.sparse.seal(**meta)
+        self.tokens.seal(**meta)
+        beside = [path.name for path in m3_outputs(self.dense.output)]
+        self.dense.seal(**{BESIDE: beside} | meta)
 
     def __enter__(self) -> "M3Piece":
         return self
@@ -129,13 +130,10 @@ class M3Piece:
             piece.__exit__(*failure)
 
 
-_BASE = ("torch", "transformers", "tokenizers")
-_PEER = (*_BASE, "sentence-transformers")
-# What runs models that give other vectors than dense ones, by the engine's name.
-ENGINES: dict[str, Kind] = {
-    "sparse": Kind(".sparse", "SparseEngine", _PEER),
-    "multivector": Kind(".multivector", "MultiVectorEngine", _PEER),
-    "m3": Kind(".m3", "M3Engine", (*_BASE, "safetensors")),
+BESIDE = "beside"  # in a sidecar: further pieces that belong to this one
+OPENERS: dict[str, Callable[..., Ragged]] = {
+    sparse.KIND: sparse.SparseVectors,
+    multivector.KIND: multivector.TokenVectors,
 }
 WRITERS: dict[str, Callable[[Any, Path, int, int | None], PieceWriter]] = {
     "sparse": SparsePiece,
@@ -154,22 +152,18 @@ def m3_outputs(output: Path) -> tuple[Path, Path]:
     return output.with_suffix(".sparse.npy"), output.with_suffix(".tokens.npy")
 
 
-def is_written(output: Path, engine: str) -> bool:
-    """Whether a whole piece of the engine of that name stands at `output`; nothing is hashed."""
+def is_written(output: Path) -> bool:
+    """Whether a whole piece of any kind stands at `output`; its bytes are not hashed."""
     try:
-        if engine == "m3":
-            sparse, tokens = m3_outputs(output)
-            pieces = is_written(sparse, "sparse") and is_written(tokens, "multivector")
-            return pieces and is_written(output, "packed")
-        if engine == "sparse":
-            return _has_all_bytes(SparseVectors(output, verify=False))
-        if engine == "multivector":
-            return _has_all_bytes(TokenVectors(output, verify=False))
+        meta = read_json(sidecar(output))
+        if meta.get("format") in OPENERS:
+            return _has_all_bytes(OPENERS[meta["format"]](output, verify=False))
         array, _ = load_array(output, verify=False)
-        size = output.stat().st_size
-        return isinstance(array, np.memmap) and array.offset + array.nbytes == size
     except UserError:
         return False
+    size = output.stat().st_size
+    whole = isinstance(array, np.memmap) and array.offset + array.nbytes == size
+    return whole and all(is_written(output.with_name(name)) for name in meta.get(BESIDE, ()))
 
 
 def _has_all_bytes(piece: Ragged) -> bool:
