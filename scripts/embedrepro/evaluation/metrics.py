@@ -86,7 +86,7 @@ def _nearest(family: str, cutoff: str | None) -> str:
     if not close:
         return ""
     name = folded[close[0]]
-    if depth or FAMILIES[name][0] is None:
+    if depth or not FAMILIES[name]:
         cutoff = cutoff or (depth[1].lstrip("0") if depth else "") or "10"
     return f", nearest {name}@{cutoff}" if cutoff else f", nearest {name}"
 
