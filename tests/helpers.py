@@ -66,6 +66,15 @@ def planned(workdir: Path, config: dict) -> tuple[Path, dict[str, str]]:
     return write_plan(plan, workdir / "plans"), {job.rule: job.name for job in plan.jobs}
 
 
+def unmade(workdir: Path, config: dict) -> Counter[str]:
+    """How many artifacts of each step `config` has that `workdir` hasn't, vectors by role."""
+    from embedrepro.plan.plan import read_plan
+
+    path, _ = planned(workdir, config)
+    missing = [a for a in read_plan(path).artifacts.values() if not Path(a.path).exists()]
+    return Counter(f"encode {a.spec['role']}" if a.step == "encode" else a.step for a in missing)
+
+
 def one_model(models: list[dict]) -> dict:
     """A config of these models on the demonstration's texts."""
     source = {"beir": str(REPOSITORY / "data" / "demo")}

@@ -26,10 +26,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import pyarrow as pa  # noqa: E402
-from embedrepro.vectors.dense import seal_array  # noqa: E402
 from embedrepro.search import scan  # noqa: E402
-from embedrepro.vectors import shard as vectors  # noqa: E402
 from embedrepro.search.scores import Product  # noqa: E402
+from embedrepro.vectors import shard as vectors  # noqa: E402
+from embedrepro.vectors.dense import seal_array  # noqa: E402
 
 PIECE = 2**16  # rows made, or read, at a time
 
