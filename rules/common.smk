@@ -1,4 +1,6 @@
 # The plan of the config, the targets, and the one helper by which a job of the plan becomes a rule.
+import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -30,6 +32,10 @@ DEPLOYED = bool(workflow.deployment_settings.deployment_method)
 PYTHON = "python" if DEPLOYED else shlex.quote(sys.executable)
 SCRIPTS = shlex.quote(str(REPOSITORY / "scripts"))
 PLAN_FILE = write_plan(PLAN, ".embed-repro")
+
+# What a job with a GPU asks for besides, as JSON: set by a cluster's profile, which can name no job.
+GPU_RESOURCES = json.loads(os.environ.get("EMBED_REPRO_GPU_RESOURCES") or "{}")
+
 # Without a file system that all jobs share, files are carried: then each has to be named.
 CARRIED = SharedFSUsage.INPUT_OUTPUT not in workflow.storage_settings.shared_fs_usage
 
@@ -64,9 +70,7 @@ def log_of(job):
 def asked(job):
     """What a job asks for: a failed one gets more time and memory when it is tried again."""
     resources = {"runtime": growing(job.minutes), "mem_mb": growing(job.mem_mb)}
-    # Kubernetes grants a GPU only as a limit, which scale: 0 makes of what is asked for.
-    kubernetes = {"gpu_manufacturer": "nvidia", "scale": 0}
-    return resources | ({"gpu": job.gpu} | kubernetes if job.gpu else {})
+    return resources | ({"gpu": job.gpu} | GPU_RESOURCES if job.gpu else {})
 
 
 def growing(amount):
