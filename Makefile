@@ -6,16 +6,17 @@ PYTHON ?= python3
 EXPERIMENT ?=
 ARGS ?=
 BIN := .venv/bin
-SNAKEMAKE = $(BIN)/snakemake --profile profiles/local $(if $(EXPERIMENT),--configfile $(EXPERIMENT)) $(ARGS)
+# The target stands after --, so that no option takes it for one more value.
+SNAKEMAKE = $(BIN)/snakemake $(if $(EXPERIMENT),--configfile $(EXPERIMENT)) $(ARGS) --
 # Bytecode is made of what is used, on first import: a third of the time. So it must be kept.
 export PYTHONDONTWRITEBYTECODE =
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: run plan reproduce reference test test-all test-compat test-cluster lint bench chaos audit verify clean-temp
+.PHONY: run plan fetch reproduce reference test test-all test-compat test-cluster lint bench chaos audit verify clean-temp clean-old
 .DELETE_ON_ERROR:
 
 run: .venv/run.ok
-	$(SNAKEMAKE)
+	$(SNAKEMAKE) all
 
 # Fails where a published number was not reproduced: make reproduce EXPERIMENT=experiments/….yaml
 reproduce: .venv/run.ok
@@ -23,12 +24,15 @@ reproduce: .venv/run.ok
 
 # What is cached, what is to do: bytes to download and hours on one device.
 plan: .venv/run.ok
-	@$(SNAKEMAKE) plan --quiet all
+	@$(SNAKEMAKE) plan
+
+# All that needs a network, for a cluster whose nodes have none.
+fetch: .venv/run.ok
+	$(SNAKEMAKE) fetch
 
 # FlagEmbedding's own evaluator on the staged models, on several devices, beside our numbers.
 reference: .venv/run.ok
 	$(SNAKEMAKE) reference
-	$(SNAKEMAKE)
 
 # A stamp is written last: an interrupted installation is taken up again by the next make.
 .venv/run.ok: pyproject.toml
@@ -60,6 +64,7 @@ test-cluster: .venv/test.ok
 lint: .venv/test.ok
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/snakemake --lint
 
@@ -82,6 +87,11 @@ audit: .venv/run.ok
 # Every file of the store and of the results against what was recorded when it was written.
 verify: .venv/run.ok
 	$(BIN)/python scripts/verify_files.py $(wildcard store results)
+
+# What version 0.1's layout left in the store and in results; nothing of it is read any more.
+clean-old:
+	rm -rf store/specs store/embeddings store/hits store/reranked store/reference/data
+	find store/datasets -mindepth 1 -maxdepth 1 -type d -exec test -e {}/dataset.json \; -print 2>/dev/null | xargs -r rm -rf
 
 # Unfinished files of runs that were killed; never while a run is under way.
 clean-temp:

@@ -1,26 +1,29 @@
-"""Rank a prepared dataset's passages by BM25; write a TREC run."""
+"""Rank datasets' passages by BM25: a TREC run each."""
 
-import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is told not to
 
 from embedrepro.errors import run_cli
-from embedrepro.files import read_json
+from embedrepro.plan.artifacts import Artifact
+from embedrepro.plan.command_line import read_job
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset", required=True, help="a prepared dataset's folder")
-    parser.add_argument("--split", required=True)
-    parser.add_argument("--spec", required=True, help="JSON: method, k1, b, tokenizer, ...")
-    parser.add_argument("--top-k", type=int, required=True)
-    parser.add_argument("--tag", required=True, help="last column of the run")
-    parser.add_argument("--output", required=True, help="run.trec")
-    args = parser.parse_args()
+    task = read_job(__doc__)
 
-    from embedrepro.search.bm25 import search_bm25
-    from embedrepro.search.runs import write_run
+    def make(artifact: Artifact) -> None:
+        from embedrepro.search.bm25 import search_bm25
+        from embedrepro.search.runs import write_run
 
-    rankings = search_bm25(args.dataset, args.split, read_json(args.spec), args.top_k)
-    write_run(args.output, rankings, args.tag)
+        spec = artifact.spec
+        texts = Path(spec["corpus"]), Path(spec["queries"]), spec["title"]
+        rankings = search_bm25(*texts, dict(spec["options"]), spec["top_k"])
+        write_run(artifact.path, rankings, spec["tag"])
+        print(f"bm25: {artifact.label}")
+
+    task.each(task.missing(), make)
 
 
 if __name__ == "__main__":

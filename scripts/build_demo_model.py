@@ -1,7 +1,10 @@
 """Build the demonstration model (custom code, a dot in its name) from a seed."""
 
 import argparse
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is told not to
 
 from embedrepro.errors import run_cli
 from embedrepro.sources.demo_model import build

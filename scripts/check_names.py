@@ -4,9 +4,13 @@ Exit status 0 when all can be staged (dots are fine), 2 when one is refused.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is told not to
+
 from embedrepro.errors import UserError, printable, run_cli
 from embedrepro.models.local_models import model_folders, rename_dotted, restore_dotted
 from embedrepro.names import Examined, examine, mistaken_code

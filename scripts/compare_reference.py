@@ -1,23 +1,23 @@
-"""FlagEmbedding's numbers beside ours: parity.json and a table.
+"""FlagEmbedding's numbers beside ours: a record and a table on the screen."""
 
-spec.json: a list of {"model_id", "model", "dataset", "split", "ignore_identical_ids", "reference",
-"run", "folder"}, the last three paths.
-"""
-
-import argparse
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is told not to
 
 from embedrepro.errors import run_cli
 from embedrepro.evaluation import reference
-from embedrepro.files import read_json
+from embedrepro.plan.artifacts import Artifact
+from embedrepro.plan.command_line import read_job
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--spec", type=Path, required=True, help="JSON, see above")
-    parser.add_argument("--output", type=Path, required=True, help="parity.json to write")
-    args = parser.parse_args()
-    print(reference.table(reference.compare(read_json(args.spec), args.output)))
+    task = read_job(__doc__)
+
+    def make(artifact: Artifact) -> None:
+        print(reference.table(reference.compare(artifact.spec["rows"], Path(artifact.path))))
+
+    task.each(task.missing(), make)
 
 
 if __name__ == "__main__":

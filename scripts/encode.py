@@ -1,55 +1,68 @@
-#!/usr/bin/env python3
-"""Encode one shard of a corpus, or a split's queries, into a .npy file with its sidecar."""
+"""Encode the pieces of a job, and where the work is little, prove the model and search as well.
 
-import argparse
+One process loads the model once. What is there already is left out, so a killed job goes on where
+it stopped.
+"""
+
 import os
-from concurrent.futures import ThreadPoolExecutor
+import sys
 from pathlib import Path
 
-from embedrepro.argument import unpack
-from embedrepro.encode import import_libraries, load_engine
-from embedrepro.encode.ahead import encode_ahead, take
-from embedrepro.errors import UserError, run_cli
-from embedrepro.files import read_json
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is told not to
+
+from embedrepro.errors import run_cli
+from embedrepro.plan.artifacts import Artifact
+from embedrepro.plan.command_line import Task, read_job
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--staged", type=Path, required=True, help="staged model folder")
-    parser.add_argument("--texts", type=Path, required=True, help="corpus or queries .parquet")
-    parser.add_argument("--spec", type=Path, required=True, help="JSON: facts, instruction, title")
-    parser.add_argument("--role", choices=("query", "passage"), required=True)
-    parser.add_argument("--shard", type=int, default=0, help="which shard, from 0")
-    parser.add_argument(
-        "--shards", type=int, default=1, help="how many shards the file is cut into"
+    task = read_job(
+        __doc__,
+        ("--device", {"choices": ("auto", "cpu", "cuda"), "default": "auto"}),
+        ("--tokens-per-batch", {"type": int, "help": "default: chosen by itself"}),
     )
-    parser.add_argument("--output", type=Path, required=True, help=".npy file to write")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--tokens-per-batch", type=int, help="default: chosen by itself")
-    parser.add_argument("--compiler-cache", type=Path, help="where compiled kernels are kept")
-    parser.add_argument("--ahead", help="queries to encode, too: JSON as `argument.pack` packs it")
-    args = parser.parse_args()
-    if args.tokens_per_batch is not None and args.tokens_per_batch < 1:
-        raise UserError(f"--tokens-per-batch {args.tokens_per_batch}: give a positive number")
-    if args.compiler_cache:  # read by torch when it is imported; a cluster may prefer its scratch
-        folder = args.compiler_cache.absolute()
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
-        os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
-    if take(args.output):
-        print(f"{args.output}: was encoded by the job of the corpus' first shard")
-        return
-    from embedrepro.encode.shard import encode_shard, row_range
-    from embedrepro.models.staged import verify_staged
+    # Read by torch when it is imported; a cluster may prefer its nodes' own disks.
+    compiled = Path(task.plan.store).absolute() / "compiler"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled / "inductor"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(compiled / "triton"))
+    task.each(task.missing("preflight"), prove)
+    encode(task)
+    runs = task.missing("search")
+    if runs:
+        from embedrepro.search.job import search_rows
 
-    row_range(args.texts, args.shard, args.shards)  # a mistake shows before a model is loaded
-    spec = read_json(args.spec)
-    with ThreadPoolExecutor(1) as pool:  # hashing files leaves the interpreter to the imports
-        verified = pool.submit(verify_staged, args.staged)
-        import_libraries()
-        verified.result()
-    engine = load_engine(args.staged, spec.get("facts") or {}, args.device, args.tokens_per_batch)
-    encode_ahead(engine, unpack(args.ahead) if args.ahead else [])
-    encode_shard(engine, args.texts, spec, args.role, args.shard, args.shards, args.output)
+        search_rows([row_of(run) for run in runs], device=task.options.device)
+
+
+def prove(artifact: Artifact) -> None:
+    from embedrepro.models.preflight import preflight
+
+    preflight(Path(artifact.spec["staged"]), Path(artifact.path))
+
+
+def encode(task: Task) -> None:
+    from embedrepro.encode.job import Piece, encode_pieces
+
+    missing = task.missing("encode")
+    if not missing:
+        return
+    pieces = [
+        Piece(
+            texts=Path(a.spec["texts"]),
+            role=a.spec["role"],
+            shard=a.piece,
+            of=a.spec["of"],
+            output=Path(a.path),
+            dtype=a.spec["dtype"],
+            compiled=a.spec["compiled"],
+            prompt=a.spec["prompt"],
+            instruction=a.spec["instruction"],
+            title=a.spec["title"],
+        )
+        for a in missing
+    ]
+    options = task.options
+    encode_pieces(Path(missing[0].spec["staged"]), pieces, options.device, options.tokens_per_batch)
 
 
 if __name__ == "__main__":

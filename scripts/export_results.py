@@ -1,6 +1,10 @@
 """Write results in another tool's format."""
 
 import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is told not to
 
 from embedrepro.errors import run_cli
 from embedrepro.evaluation import exports

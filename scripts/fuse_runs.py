@@ -1,22 +1,27 @@
-"""Fuse TREC runs of the same queries into one."""
+"""Fuse other rows' runs into one."""
 
-import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is told not to
 
 from embedrepro.errors import run_cli
-from embedrepro.files import read_json
+from embedrepro.plan.artifacts import Artifact
+from embedrepro.plan.command_line import read_job
 from embedrepro.search.fusion import fuse
 from embedrepro.search.runs import write_run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", nargs="+", required=True)
-    parser.add_argument("--spec", required=True, help="JSON: method, k, normalize, weights")
-    parser.add_argument("--top-k", type=int, required=True)
-    parser.add_argument("--tag", required=True, help="last column of the run")
-    parser.add_argument("--output", required=True, help="run.trec")
-    args = parser.parse_args()
-    write_run(args.output, fuse(args.runs, read_json(args.spec), args.top_k), args.tag)
+    task = read_job(__doc__)
+
+    def make(artifact: Artifact) -> None:
+        spec = artifact.spec
+        rankings = fuse(spec["runs"], dict(spec["options"]), spec["top_k"])
+        write_run(artifact.path, rankings, spec["tag"])
+        print(f"fuse: {artifact.label}")
+
+    task.each(task.missing(), make)
 
 
 if __name__ == "__main__":

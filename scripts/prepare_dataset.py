@@ -1,26 +1,36 @@
-"""Write a dataset as validated Parquet: python prepare_dataset.py --spec SPEC.json --output DIR"""
+"""Write datasets as validated Parquet: corpora, queries and judgements."""
 
-import argparse
 import os
+import sys
 from pathlib import Path
 
-from embedrepro.datasets.prepare import prepare
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is told not to
+
 from embedrepro.errors import run_cli
-from embedrepro.files import read_json
+from embedrepro.plan.artifacts import Artifact
+from embedrepro.plan.command_line import read_job
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--spec", type=Path, required=True, help="JSON: name, source, splits, …")
-    parser.add_argument("--output", type=Path, required=True, help="the dataset's folder")
-    args = parser.parse_args()
+    task = read_job(__doc__)
     os.environ.setdefault("USE_TORCH", "NO")  # `datasets` would import torch and never use it
-    facts = prepare(read_json(args.spec), args.output)
-    print(f"{facts['name']}: {facts['documents']:,} passages")
-    for split, counts in facts["splits"].items():
-        print(f"  {split}: " + ", ".join(f"{n:,} {what}" for what, n in counts.items()))
-    for flaw, count in facts["flaws"].items():
-        print(f"  kept as the benchmark has it: {count:,} {flaw}")
+    from embedrepro.datasets.prepare import prepare_corpus, prepare_split
+
+    def make(artifact: Artifact) -> None:
+        spec, folder = dict(artifact.spec), Path(artifact.path).parent
+        if artifact.step == "corpus":
+            facts = prepare_corpus(spec, folder)
+            print(f"prepare: {artifact.label}, {facts['documents']:,} passages")
+        else:
+            facts = prepare_split(spec, folder.parent, folder)
+            print(
+                f"prepare: {artifact.label}, {facts['queries']:,} queries, "
+                f"{facts['qrels']:,} judgements"
+            )
+        for flaw, count in facts["flaws"].items():
+            print(f"  kept as the benchmark has it: {count:,} {flaw}")
+
+    task.each(task.missing(), make)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
-"""Print what an experiment has cached and what is to do."""
+"""Print what is cached, what is to do, bytes to download and hours on one device."""
 
 import argparse
+import sys
+from pathlib import Path
 
-from embedrepro import plan
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is told not to
+
 from embedrepro.errors import run_cli
-from embedrepro.files import read_json
+from embedrepro.plan.plan import read_plan
+from embedrepro.plan.show import overview
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--spec", required=True, help="JSON: tflops, and steps with their outputs")
-    args = parser.parse_args()
-    spec = read_json(args.spec)
-    print(plan.table(plan.count(spec["steps"]), spec["tflops"]))
+    parser.add_argument("--plan", required=True, help="the plan's file, in .embed-repro/")
+    print(overview(read_plan(parser.parse_args().plan)))
 
 
 if __name__ == "__main__":

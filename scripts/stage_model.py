@@ -1,26 +1,27 @@
-"""Stage a downloaded model: dot-free name, linked weights, every fact stated and proven."""
+"""Stage downloaded models: dot-free names, linked weights, every fact stated with its source."""
 
-import argparse
+import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is told not to
+
 from embedrepro.errors import run_cli
-from embedrepro.files import read_json
 from embedrepro.models.by_id import register
 from embedrepro.models.staging import stage
+from embedrepro.plan.artifacts import Artifact
+from embedrepro.plan.command_line import read_job
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--spec", type=Path, required=True, help="JSON: id, source, facts, registry"
-    )
-    parser.add_argument("--snapshot", type=Path, required=True, help="folder with manifest.json")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write; must be new")
-    parser.add_argument("--by-id-root", type=Path, help="where by_id/ and names.tsv are kept")
-    arguments = parser.parse_args()
-    record = stage(read_json(arguments.spec), arguments.snapshot, arguments.output, prove=True)
-    if arguments.by_id_root:
-        register(record, arguments.output, arguments.by_id_root)
+    task = read_job(__doc__)
+
+    def make(artifact: Artifact) -> None:
+        spec, folder = artifact.spec, Path(artifact.spec["folder"])
+        record = stage(dict(spec), Path(spec["snapshot"]), folder)
+        register(record, folder, Path(task.plan.store) / "models")
+        print(f"stage: {record['id']} as {folder.name}, engine {record['engine']}")
+
+    task.each(task.missing(), make)
 
 
 if __name__ == "__main__":

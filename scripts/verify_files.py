@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is told not to
+
 from embedrepro.errors import printable, run_cli
 from embedrepro.verify import damage
 
@@ -15,7 +17,9 @@ def main() -> None:
     found = [line for folder in args.folder for line in damage(folder)]
     for line in found:
         print(f"error: {printable(line, 2000)}", file=sys.stderr)
-    sys.exit(1 if found else 0)
+    if found:
+        sys.exit(1)
+    print(f"{', '.join(map(str, args.folder))}: every file is as it was written")
 
 
 if __name__ == "__main__":

@@ -50,8 +50,10 @@ def jobs(process: subprocess.CompletedProcess) -> dict[str, int]:
 
 
 def prepared_dataset(folder: Path, passages: dict, queries: dict) -> Path:
-    """A prepared dataset of {id: (title, text)} and {id: text}; d1 is relevant to every query."""
-    from embedrepro.datasets.prepare import prepare
+    """A prepared dataset of {id: (title, text)} and {id: text}; d1 is relevant to every query.
+
+    The corpus' folder, in which `test` is the split's.
+    """
 
     source = folder / "source"
     (source / "qrels").mkdir(parents=True)
@@ -61,6 +63,17 @@ def prepared_dataset(folder: Path, passages: dict, queries: dict) -> Path:
     (source / "queries.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     rows = "".join(f"{query}\td1\t1\n" for query in queries)
     (source / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{rows}")
-    spec = {"name": "made", "source": {"beir": str(source)}, "splits": {"test": "test"}}
-    prepare(spec, folder / "made")
+    prepared({"beir": str(source)}, folder / "made")
     return folder / "made"
+
+
+def prepared(source: dict, folder: Path, splits: dict | None = None, **more) -> list[dict]:
+    """Prepare a corpus in `folder` and its splits (ours: theirs) in folders of their names."""
+    from embedrepro.datasets.prepare import CorpusTask, SplitTask, prepare_dataset
+
+    shared = {"name": "mine", "source": source}
+    tasks = [
+        SplitTask({**shared, "split": ours, "theirs": theirs}, folder / ours)
+        for ours, theirs in (splits or {"test": "test"}).items()
+    ]
+    return prepare_dataset(CorpusTask(shared | more, folder), tasks)

@@ -15,6 +15,7 @@ from .errors import UserError
 
 READ = 8 * 2**20  # bytes read at once for hashing
 SEAL = "self_sha256"  # of a JSON record: the digest of all else in it
+RECORDS = ("corpus.json", "split.json")  # of a folder: {"files": {name: {"size", "sha256", …}}}
 TEMPORARY = ".tmp-"  # every unfinished file's or folder's name starts with this
 
 
@@ -128,8 +129,8 @@ def sealed(path: Path | str) -> Iterator[Path]:
 def whole(path: Path | str) -> Path:
     """`path`, after holding its bytes against what was recorded when it was written.
 
-    The record is `<path>.sha256` (see `sealed`) or the dataset.json of the folder it stands in; a
-    file with neither comes from elsewhere and is taken as it is. Raises `UserError` on a mismatch.
+    The record is `<path>.sha256` (see `sealed`) or the one of its folder (see `listed`); a file
+    with neither comes from elsewhere and is taken as it is. Raises `UserError` on a mismatch.
     A process reads a file once for this; sha256 takes about a second for a gigabyte.
     """
     path = Path(path)
@@ -148,13 +149,21 @@ def _check_whole(path: Path, size: int, *_mark: int) -> None:
         if sha256(path) != beside.read_text(encoding="utf-8", errors="replace")[:64]:
             raise damaged(path, f"its sha256 is not the one in {beside.name}")
         return
-    for folder in (path.parent, path.parent.parent):
-        if (folder / "dataset.json").is_file():
-            record = folder / "dataset.json"
-            facts = read_json(record).get("files", {}).get(path.relative_to(folder).as_posix())
-            if facts and (facts["size"] != size or facts["sha256"] != sha256(path)):
-                raise damaged(path, "not the file that dataset.json lists", record)
-            return
+    found = listed(path)
+    if found:
+        record, facts = found
+        if facts["size"] != size or facts["sha256"] != sha256(path):
+            raise damaged(path, f"not the file that {record.name} lists", record)
+
+
+def listed(path: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The record in a file's folder that lists it, and what that says of it."""
+    for record in (path.parent / name for name in RECORDS):
+        if record.is_file():
+            facts = read_json(record).get("files", {}).get(path.name)
+            if facts:
+                return record, facts
+    return None
 
 
 def sha256(path: Path | str) -> str:

@@ -50,9 +50,9 @@ def validate(data: Any, schema: dict[str, Any], where: str) -> None:
 
 def _sentence(error: Any, where: str) -> str:
     if error.validator in ("oneOf", "anyOf") and error.context:
-        # The alternative that fits the type best explains the mistake best.
-        deepest = max(error.context, key=lambda e: (e.validator != "type", len(e.path)))
-        if deepest.validator != "type":
+        # The alternative that the value gets furthest into explains the mistake best.
+        deepest = max(error.context, key=lambda e: (bool(e.path), e.validator != "type"))
+        if deepest.path or deepest.validator != "type":
             deepest.path.extendleft(reversed(error.path))
             return _sentence(deepest, where)
     place = where + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error.path)
@@ -69,18 +69,32 @@ def _sentence(error: Any, where: str) -> str:
     if error.validator == "enum":
         allowed = ", ".join(map(str, error.validator_value))
         return f"{place}: '{shown}' is not one of {allowed}{nearest(shown, error.validator_value)}"
-    meaning = error.schema.get("description", printable(error.message))
-    if error.validator == "type":
-        return f"{place}: '{shown}' should be {_types(error.validator_value)}; {meaning}"
-    return f"{place}: '{shown}' does not fit; {meaning}"
+    wanted = _wanted_types(error)
+    meaning = error.schema.get("description", "" if wanted else printable(error.message))
+    fault = f"should be {_types(wanted)}" if wanted else "does not fit"
+    return f"{place}: '{shown}' {fault}" + (f"; {meaning}" if meaning else "")
 
 
-def _types(types: str | list[str]) -> str:
+def _wanted_types(error: Any) -> list[str]:
+    """The types that would do, of an error that is about types alone."""
+    errors = error.context if error.validator in ("oneOf", "anyOf") else [error]
+    types: list[str] = []
+    for one in errors:
+        if one.validator != "type":
+            return []
+        types += (
+            [one.validator_value] if isinstance(one.validator_value, str) else one.validator_value
+        )
+    return types
+
+
+def _types(types: list[str]) -> str:
     names = {
         "object": "a mapping",
         "array": "a list",
         "string": "text",
         "integer": "a whole number",
+        "number": "a number",
+        "boolean": "true or false",
     }
-    listed = [types] if isinstance(types, str) else types
-    return " or ".join(names.get(t, t) for t in listed)
+    return " or ".join(names.get(t, t) for t in types)

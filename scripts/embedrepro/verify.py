@@ -5,9 +5,9 @@ from pathlib import Path
 
 from .errors import UserError
 from .files import read_json, whole
-from .sources.snapshot import check_digests
 from .models.staged import verify_staged
 from .models.staging import listed_files
+from .sources.snapshot import check_digests
 from .vectors.dense import load_array
 
 
@@ -28,7 +28,12 @@ def damage(root: Path | str) -> Iterator[str]:
 
 def check_of(path: Path) -> Callable[[Path], object] | None:
     """What proves a file, by its name; the files that it lists are proven with it."""
-    by_name = {"dataset.json": _dataset, "stage.json": _staged, "manifest.json": _snapshot}
+    by_name = {
+        "corpus.json": _dataset,
+        "split.json": _dataset,
+        "stage.json": _staged,
+        "manifest.json": _snapshot,
+    }
     by_suffix = {".sha256": _sealed, ".npy": load_array, ".json": read_json}
     if path.name in by_name:
         return by_name[path.name]

@@ -2,25 +2,33 @@
 
 import gzip
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-import prepare_dataset
 import pyarrow.parquet as pq
 import pytest
-from embedrepro.datasets import prepare as prepare_module
-from embedrepro.datasets import tables
+from embedrepro.datasets import prepare, tables
 from embedrepro.datasets.export import export_beir, export_flagembedding
-from embedrepro.errors import UserError, run_cli
-from embedrepro.files import sha256
-from embedrepro.shards import passage
+from embedrepro.datasets.local import corpus_identity, split_identity
+from embedrepro.datasets.prepare import (
+    CorpusTask,
+    prepare_corpus,
+    prepare_dataset,
+    prepare_split,
+    summary,
+)
+from embedrepro.datasets.records import passage
+from embedrepro.errors import UserError, printable
+from embedrepro.files import read_json, sha256
+from helpers import prepared as prepare_source
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 SHARED = Path(__file__).parents[2].parent / "shared"
-SCRIPT = Path(prepare_dataset.__file__)
 CORPUS = [
     {"_id": "d1", "title": "Tides", "text": "They turn twice a day."},
     {"_id": "d2", "title": "", "text": "雾岭的茶园 ☕"},
@@ -74,39 +82,28 @@ def write(folder, files):
     return folder
 
 
-def spec_for(tmp_path, source, **more):
-    spec = {"name": "mine", "source": source, "splits": {"test": "test"}} | more
-    (tmp_path / "spec.json").write_text(json.dumps(spec))
-    return spec
-
-
 @pytest.fixture
-def prepared(tmp_path, monkeypatch):
-    """Run the command line on a source; returns the folder it wrote."""
+def prepared(tmp_path):
+    """Prepare a source; returns the corpus' folder, which holds those of the splits."""
 
     def run(source, **more):
-        spec_for(tmp_path, source, **more)
-        output = tmp_path / "store" / "mine-0123abcd"
-        arguments = ["--spec", tmp_path / "spec.json", "--output", output]
-        monkeypatch.setattr(sys, "argv", ["prepare_dataset.py", *map(str, arguments)])
-        run_cli(prepare_dataset.main)
-        return output
+        folder = tmp_path / "store" / "mine-0123abcd"
+        prepare_source(source, folder, **more)
+        return folder
 
     return run
 
 
 @pytest.fixture
-def refused(tmp_path, prepared, capsys):
-    """Run the command line on a source that it must refuse; returns its one line."""
+def refused(tmp_path, prepared):
+    """Prepare a source that must be refused; returns the one line that says why."""
 
     def run(source, **more):
-        with pytest.raises(SystemExit) as stop:
+        with pytest.raises(UserError) as stop:
             prepared(source, **more)
-        out, err = capsys.readouterr()
-        assert stop.value.code == 2 and out == ""
-        assert err.startswith("error: ") and err.count("\n") == 1
-        assert not list((tmp_path / "store").glob("*")) and not list(tmp_path.glob(".tmp-*"))
-        return err
+        assert "\n" not in printable(stop.value, 2000)
+        assert not list(tmp_path.rglob(".tmp-*")) and not list(tmp_path.rglob("split.json"))
+        return printable(stop.value, 2000)
 
     return run
 
@@ -137,21 +134,29 @@ def check_folder(folder):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_folder_round_trips(tmp_path, prepared, layout, capsys):
+def test_a_folder_round_trips(tmp_path, prepared, layout):
     source = {layout: str(write(tmp_path / "in", LAYOUTS[layout]()))}
-    folder = prepared(source, instruction="Find it")
+    folder = prepared(source)
     check_folder(folder)
-    facts = json.loads((folder / "dataset.json").read_text())
-    assert facts["documents"] == 4 and facts["key"] == "0123abcd" and facts["title"] == "join"
-    assert facts["instruction"] == "Find it" and facts["source"] == source
+    corpus, split = read_json(folder / "corpus.json"), read_json(folder / "test" / "split.json")
+    assert corpus["documents"] == 4 and corpus["title"] == "join" and corpus["name"] == "mine"
+    assert corpus["chars"] == sum(r["chars"] for r in rows(folder / "corpus.parquet"))
+    assert corpus["source"] == corpus_identity(source)
+    assert split["source"] == split_identity(source, "test") and split["split"] == "test"
     counts = {"queries": 2, "qrels": 4, "judged": 2, "queries_left_out": 1}
-    assert facts["splits"] == {"test": counts}
-    names = ["corpus.parquet", "test/qrels.parquet", "test/queries.parquet"]
-    assert sorted(facts["files"]) == names
-    for name in names:
-        path = folder / name
-        assert facts["files"][name] == {"size": path.stat().st_size, "sha256": sha256(path)}
-    assert "mine: 4 passages" in capsys.readouterr().out
+    assert {name: split[name] for name in counts} == counts
+    assert corpus["flaws"] == split["flaws"] == {}
+    assert list(corpus["files"]) == ["corpus.parquet"]
+    assert sorted(split["files"]) == ["qrels.parquet", "queries.parquet"]
+    for record, place in ((corpus, folder), (split, folder / "test")):
+        for name, facts in record["files"].items():
+            path = place / name
+            assert (facts["size"], facts["sha256"]) == (path.stat().st_size, sha256(path))
+    assert summary([corpus, split]) == [
+        "mine: 4 passages",
+        "  test: 2 queries, 4 qrels, 2 judged, 1 queries left out",
+    ]
+    assert str(tmp_path) not in (folder / "corpus.json").read_text()  # where it lay is no fact
 
 
 def gzipped(files):
@@ -250,7 +255,7 @@ BROKEN = {
 def test_a_flaw_is_named_by_line(tmp_path, refused, case):
     files, message = BROKEN[case]
     folder = write(tmp_path / "in", files)
-    assert f"error: {folder}/{message}" in refused({"beir": str(folder)})
+    assert refused({"beir": str(folder)}).startswith(f"{folder}/{message}")
 
 
 @pytest.mark.parametrize(
@@ -285,15 +290,12 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path, refused, prepared):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"splits": {}}, "dataset spec.splits: '{}' does not fit; at least one of {our name"),
-        ({"splits": ["test"]}, "dataset spec.splits: '['test']' should be a mapping"),
-        ({"splits": {"../up": "test"}}, "dataset spec.splits: '../up' does not fit; a split's"),
+        ({"splits": {"../up": "test"}}, "split spec.split: '../up' does not fit; a split's"),
         ({"splits": {"test": "../../test"}}, "qrels/../../test.tsv: no such file"),
-        ({"splits": {"test": 1}}, "dataset spec.splits.test: '1' does not fit"),
-        ({"titel": "drop"}, "unknown key 'titel' (did you mean 'title'?)"),
-        ({"title": "both"}, "dataset spec.title: 'both' is not one of join, drop"),
-        ({"relevance_threshold": 0}, "dataset spec.relevance_threshold: '0' does not fit"),
-        ({"source": {"bier": "x"}}, "dataset spec.source: unknown key 'bier' (did you mean 'beir'"),
+        ({"splits": {"test": 1}}, "split spec.theirs: '1' should be text or a mapping"),
+        ({"titel": "drop"}, "corpus spec: unknown key 'titel' (did you mean 'title'?)"),
+        ({"title": "both"}, "corpus spec.title: 'both' is not one of join, drop"),
+        ({"source": {"bier": "x"}}, "spec.source: unknown key 'bier' (did you mean 'beir'"),
         ({"source": {}}, "give exactly one of beir, flagembedding, hub, ir_datasets"),
         ({"source": {"beir": "x", "hub": "a/b"}}, "give exactly one of"),
         ({"source": {"beir": "nowhere"}}, "nowhere: no such folder"),
@@ -309,34 +311,125 @@ def test_a_wrong_spec_is_refused(tmp_path, refused, change, message):
 
 def test_a_spec_without_a_name_is_refused(tmp_path):
     with pytest.raises(UserError, match="the key 'name' is missing"):
-        prepare_module.prepare({"source": {}, "splits": {"test": "test"}}, tmp_path / "out")
+        prepare_corpus({"source": {}}, tmp_path / "out")
 
 
-def test_only_a_prepared_dataset_is_replaced(tmp_path, prepared, capsys):
+def contents(folder):
+    return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_what_is_there_and_whole_is_left_alone(tmp_path, prepared):
+    source = {"beir": str(write(tmp_path / "in", beir_files()))}
+    folder = prepared(source)
+    before = contents(folder)
+    prepared(source)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    "lost", ["corpus.json", "corpus.parquet", "test/split.json", "test/qrels.parquet", "test"]
+)
+@pytest.mark.parametrize("way", ["removed", "cut"])
+def test_what_is_missing_or_cut_is_made_again(tmp_path, prepared, lost, way):
+    source = {"beir": str(write(tmp_path / "in", beir_files()))}
+    folder = prepared(source)
+    before = contents(folder)
+    path = folder / lost
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif way == "removed":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-3])
+    prepared(source)
+    after = contents(folder)
+    assert {p: content for p, (_, content) in after.items()} == {
+        p: content for p, (_, content) in before.items()
+    }
+    other = "corpus" if lost.startswith("test") else "test"
+    kept = [p for p in before if p.relative_to(folder).parts[0].startswith(other)]
+    assert kept and all(after[p] == before[p] for p in kept)
+
+
+def test_a_split_is_added_to_a_corpus(tmp_path, prepared, monkeypatch):
+    """Its judged passages are looked for in the prepared corpus, which is not read again."""
+    files = beir_files() | {"qrels/dev.tsv": tsv(QRELS[:1])}
+    source = {"beir": str(write(tmp_path / "in", files))}
+    folder = prepared(source)
+    before = contents(folder)
+    (tmp_path / "in" / C).unlink()
+    spec = {"name": "mine", "source": source, "split": "dev", "theirs": "dev"}
+    record = prepare_split(spec, folder, folder / "dev-1")
+    assert record["queries"] == 1 and record == read_json(folder / "dev-1" / "split.json")
+    assert before.items() <= contents(folder).items()
+    write(tmp_path / "in", {"qrels/dev.tsv": tsv([("q1", "d7", 1)])})
+    with pytest.raises(UserError, match=r"dev\.tsv:2: passage d7 is not in the corpus"):
+        prepare_split(spec, folder, folder / "dev-2")
+    assert not (folder / "dev-2").exists()
+    with pytest.raises(UserError, match=r"corpus\.json: no such file; prepare the corpus first"):
+        prepare_split(spec, tmp_path, tmp_path / "dev-2")
+
+
+def test_a_folder_made_from_something_else_is_refused(tmp_path, prepared):
     folder = write(tmp_path / "in", beir_files())
-    output = prepared({"beir": str(folder)})
-    before = {p: p.read_bytes() for p in output.rglob("*") if p.is_file()}
     prepared({"beir": str(folder)})
-    assert {p: p.read_bytes() for p in output.rglob("*") if p.is_file()} == before
-    write(folder, changed(C, b'"d2"', b'"d1"'))
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match=r"corpus\.json: was made from another source or by anoth"):
+        prepared({"beir": str(folder)}, title="drop")
+    write(folder, changed(Q, b'"tea"', b'"tea?"'))
+    with pytest.raises(UserError, match=r"split\.json: was made from another source"):
         prepared({"beir": str(folder)})
-    assert {p: p.read_bytes() for p in output.rglob("*") if p.is_file()} == before
-    (output / "thesis.tex").write_text("years of work")
-    write(folder, beir_files())
-    with pytest.raises(SystemExit):
-        prepared({"beir": str(folder)})
-    assert "holds other files (thesis.tex)" in capsys.readouterr().err
-    assert (output / "thesis.tex").read_text() == "years of work"
 
 
-def test_by_hand_without_a_bar_in_a_log(tmp_path):
+def test_a_source_that_changed_since_it_was_planned_is_refused(tmp_path, prepared):
     folder = write(tmp_path / "in", beir_files())
-    spec_for(tmp_path, {"beir": str(folder)})
-    command = [sys.executable, SCRIPT, "--spec", "spec.json", "--output", "out/mine-1"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[0] == "mine: 4 passages" and done.stderr == ""
-    check_folder(tmp_path / "out" / "mine-1")
+    source = {"beir": str(folder)}
+    spec = {"name": "mine", "source": source, "identity": corpus_identity(source)}
+    split = {"name": "mine", "source": source, "split": "test", "theirs": "test"}
+    split["identity"] = split_identity(source, "test")
+    write(folder, changed(C, b"twice", b"once"))
+    with pytest.raises(UserError, match="in: its files changed since they were looked at; run ag"):
+        prepare_corpus(spec, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+    write(folder, beir_files())
+    prepare_corpus(spec, tmp_path / "out")
+    write(folder, changed(Q, b'"tea"', b'"tea?"'))
+    with pytest.raises(UserError, match="its files changed since"):
+        prepare_split(split, tmp_path / "out", tmp_path / "out" / "test")
+    assert not (tmp_path / "out" / "test").exists()
+
+
+def test_only_a_prepared_split_is_replaced(tmp_path, prepared):
+    source = {"beir": str(write(tmp_path / "in", beir_files()))}
+    output = prepared(source)
+    (output / "test" / "split.json").unlink()
+    (output / "test" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"holds other files \(thesis\.tex\)"):
+        prepared(source)
+    assert (output / "test" / "thesis.tex").read_text() == "years of work"
+
+
+def test_more_shards_than_passages_are_refused(tmp_path):
+    source = {"beir": str(write(tmp_path / "in", beir_files()))}
+    spec = {"name": "mine", "source": source}
+    for _ in range(2):  # when it is made, and when it is there
+        with pytest.raises(UserError, match="mine: shards: 5 for 4 passages; give a number from 1"):
+            prepare_dataset(CorpusTask(spec, tmp_path / "out", shards=5))
+        prepare_corpus(spec, tmp_path / "out")
+
+
+def test_no_bar_in_a_log(tmp_path):
+    source = {"beir": str(write(tmp_path / "in", beir_files()))}
+    code = (
+        "import json, sys\n"
+        "from embedrepro.datasets.prepare import prepare_corpus\n"
+        "prepare_corpus(json.loads(sys.argv[1]), sys.argv[2])\n"
+    )
+    spec = json.dumps({"name": "mine", "source": source})
+    command = [sys.executable, "-c", code, spec, tmp_path / "out"]
+    scripts = Path(prepare.__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(scripts)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stderr == ""
 
 
 def test_equal_hashes_of_different_ids_are_no_duplicates(tmp_path, prepared, monkeypatch):
@@ -365,8 +458,7 @@ def test_any_text_survives(tmp_path_factory, pairs):
     corpus = [{"_id": f"d{i}", "title": a, "text": b} for i, (a, b) in enumerate(pairs)]
     queries = [{"_id": "q", "text": pairs[0][0]}]
     write(folder, {C: jsonl(corpus), Q: jsonl(queries), R: tsv([("q", "d0", 1)])})
-    spec = {"name": "any", "source": {"beir": str(folder)}, "splits": {"test": "test"}}
-    prepare_module.prepare(spec, folder / "store" / "any-1")
+    prepare_source({"beir": str(folder)}, folder / "store" / "any-1")
     table = pq.read_table(folder / "store" / "any-1" / "corpus.parquet")
     assert list(zip(table["title"].to_pylist(), table["text"].to_pylist(), strict=True)) == pairs
     expected = [len(passage(a, b)) for a, b in pairs]
@@ -381,23 +473,21 @@ def test_an_export_prepares_to_the_same_tables(tmp_path, prepared, export, kind)
     source = write(tmp_path / "in", beir_files() | {"qrels/dev.tsv": tsv(QRELS)})
     (source / R).unlink()
     first = prepared({"beir": str(source)}, splits={"validation": "dev"})
-    export(first, "validation", tmp_path / "export")
+    export(first, first / "validation", tmp_path / "export")
     split = "validation" if kind == "beir" else "test"
     second = tmp_path / "again-1"
     source = {kind: str(tmp_path / "export")}
-    prepare_module.prepare({"name": "b", "source": source, "splits": {"test": split}}, second)
+    prepare_source(source, second, {"test": split})
     for table in ("corpus.parquet", "queries.parquet", "qrels.parquet"):
         ours, theirs = ("", "") if table.startswith("corpus") else ("validation", "test")
         assert rows(first / ours / table) == rows(second / theirs / table)
-    with pytest.raises(UserError, match="has no split test; it has validation"):
-        export(first, "test", tmp_path / "no")
 
 
 @pytest.mark.slow  # FlagEmbedding takes long to import
 def test_flagembedding_reads_its_export(tmp_path, prepared):
     """Its own loader gives back corpus, queries and judgements (relevance as integers)."""
     folder = prepared({"beir": str(write(tmp_path / "in", beir_files()))})
-    export_flagembedding(folder, "test", tmp_path / "export")
+    export_flagembedding(folder, folder / "test", tmp_path / "export")
     code = (
         "import json, sys\n"
         "from FlagEmbedding.evaluation.custom.data_loader import CustomEvalDataLoader\n"

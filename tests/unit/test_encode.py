@@ -1,6 +1,8 @@
 """Encoding as the workflow calls it: engines agree, cuts don't matter, mistakes are one line."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,16 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from embedrepro.argument import pack
-from embedrepro.encode import load_engine
+from embedrepro import files
+from embedrepro.encode import Engine, load_engine
+from embedrepro.encode.job import Piece, encode_piece, encode_pieces
 from embedrepro.encode.packed import PackedEngine
-from embedrepro.encode.shard import encode_shard
+from embedrepro.errors import UserError
 from embedrepro.vectors import dense
 from encode_models import WORDS, minilm, stage, tiny, write_corpus
 from helpers import XQUAD
 from minilm import minilm_folder
-
-CLI = Path(__file__).parents[2] / "scripts" / "encode.py"
 
 
 def random_texts(count, seed=0):
@@ -41,7 +42,7 @@ def corpus(tmp_path):
 def whole(engine, corpus, output, shards=1):
     parts = []
     for i in range(shards):
-        encode_shard(engine, corpus, {}, "passage", i, shards, output)
+        encode_piece(engine, Piece(corpus, "passage", i, shards, output, "float32"))
         parts.append(dense.load_array(output)[0])
     return np.concatenate(parts)
 
@@ -58,7 +59,7 @@ def real(tmp_path_factory):
 
 
 def vectors(engine, texts):
-    found = np.full((len(texts), engine.facts.dimension), np.nan, engine.array_dtype)
+    found = np.full((len(texts), engine.facts.dimension), np.nan, engine.precision.stored)
     for part in engine.encode(texts, "passage"):
         found[part.rows] = part.vectors
     return found
@@ -141,47 +142,109 @@ def test_prompt_task_and_truncation(bert):
     assert sum(part.truncated for part in parts) == 1
 
 
-def command(staged, corpus, output, *more, spec="{}"):
-    path = output.with_suffix(".spec")
-    path.write_text(spec)
-    given = ["--staged", staged, "--texts", corpus, "--spec", path, "--output", output]
-    given = [*map(str, given), "--role", "passage", "--device", "cpu", *more]
-    return [sys.executable, str(CLI), *given]
+def piece(corpus, output, **given):
+    facts = {"role": "passage", "shard": 0, "of": 1, "dtype": "float32"} | given
+    return Piece(texts=corpus, output=output, **facts)
 
 
-def test_cli_writes_sealed_array_with_sidecar(bert, corpus, tmp_path):
-    output = tmp_path / "out" / "corpus-1-of-2.npy"
-    output.parent.mkdir()
-    done = subprocess.run(
-        command(bert, corpus, output, "--shard", "1", "--shards", "2"), capture_output=True
-    )
-    assert done.returncode == 0, done.stderr
-    array, meta = dense.load_array(output)
-    expected = whole(load_engine(bert, {}, "cpu"), corpus, tmp_path / "x.npy")
-    assert array.tobytes() == expected[slice(*meta["rows"])].tobytes()
+def test_a_job_writes_sealed_arrays_with_sidecars(bert, corpus, tmp_path, capsys):
+    """Pieces of both roles and two precisions; the float32 model is shown before it encodes."""
+    queries = write_corpus(tmp_path / "queries.parquet", random_texts(9, seed=3))
+    folder = tmp_path / "set" / "model-key"
+    pieces = [
+        piece(corpus, folder / "corpus-0-of-2.npy", of=2, dtype="fast"),
+        piece(corpus, folder / "corpus-1-of-2.npy", of=2, shard=1, dtype="fast"),
+        piece(queries, folder / "test-queries.npy", role="query", prompt="w3 {task} "),
+        piece(corpus, folder / "exact.npy"),
+    ]
+    shown = []
+    encode_pieces(bert, pieces, "cpu", on_model=shown.append)
+    (engine,) = shown
+    assert isinstance(engine, Engine) and engine.precision.dtype == "float32"
+    said = capsys.readouterr().err.splitlines()
+    order = ["test-queries", "exact", "corpus-0-of-2", "corpus-1-of-2"]
+    assert [line.split()[2].rstrip(":") for line in said[::2]] == order
+    assert said[0].startswith("test/model: set test-queries: 9 texts") and "texts/s" in said[1]
+
+    array, meta = dense.load_array(folder / "exact.npy")
+    assert array.tobytes() == whole(load_engine(bert, {}, "cpu"), corpus, tmp_path / "x").tobytes()
     assert meta["docs"] == len(array) and meta["tokens"] > meta["docs"]
     assert meta["engine"] == "packed" and meta["compute_dtype"] == "float32"
-    assert {"seconds", "peak_memory_mb", "truncated", "versions", "settings"} <= set(meta)
+    wanted = {"seconds", "peak_memory_mb", "truncated", "versions", "settings", "rows", "prompt"}
+    assert wanted <= set(meta) and set(meta["versions"]) == {"torch", "transformers", "tokenizers"}
+    fast, meta = dense.load_array(folder / "corpus-1-of-2.npy")
+    assert fast.dtype == np.float16 and meta["rows"][1] == len(array)
+    asked = ("asked_dtype", "compute_dtype", "arithmetic_dtype")
+    assert [meta[key] for key in asked] == ["fast", "float16", "float32"]
+    error = np.abs(fast.astype(np.float32) - array[slice(*meta["rows"])]).max()
+    assert 0 < error < 5e-3
+    found, meta = dense.load_array(folder / "test-queries.npy")
+    assert found.dtype == np.float32
+    assert meta["prompt"] == meta["settings"]["query_prompt"] == "w3 {task} "
+
+    encode_pieces(Path("/nowhere"), pieces, "cpu")  # all is there: not even the model is looked at
+    folder.joinpath("exact.npy").write_bytes(folder.joinpath("exact.npy").read_bytes()[:-1])
+    capsys.readouterr()
+    encode_pieces(bert, pieces, "cpu")
+    assert capsys.readouterr().err.count("\n") == 2
+    assert dense.load_array(folder / "exact.npy")[0].tobytes() == array.tobytes()
+
+
+def test_a_finished_job_imports_nothing_heavy(bert, corpus, tmp_path):
+    wanted = piece(corpus, tmp_path / "x.npy")
+    encode_pieces(bert, [wanted], "cpu")
+    script = (
+        "import sys; from pathlib import Path; from embedrepro.encode.job import *\n"
+        f"encode_pieces(Path('/nowhere'), [Piece(Path({str(corpus)!r}), 'passage', 0, 1, "
+        f"Path({str(wanted.output)!r}), 'float32')])\n"
+        "assert not {'torch', 'transformers', 'pyarrow'} & set(sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+
+
+def test_dtypes_on_a_cpu_round_weights_and_compute_in_float32(bert, tmp_path):
+    """As plain transformers with rounded weights; rounding shows, and only once."""
+    texts = random_texts(12)
+    exact = vectors(load_engine(bert, {}, "cpu"), texts)
+    for dtype, size in (("float16", 2e-3), ("bfloat16", 2e-2)):
+        engine = load_engine(bert, {"dtype": dtype}, "cpu")
+        assert {p.dtype for p in engine.model.parameters()} == {torch.float32}
+        found = vectors(engine, texts)
+        assert found.dtype == np.float16
+        for mine, theirs in zip(
+            engine.model.parameters(), load_engine(bert, {}, "cpu").model.parameters(), strict=True
+        ):
+            assert torch.equal(mine, theirs.to(getattr(torch, dtype)).float())
+        assert size / 100 < np.abs(found.astype(np.float32) - exact).max() < size * 10
+
+
+def test_a_piece_with_a_mistake_keeps_no_other_from_its_vectors(bert, corpus, tmp_path, capsys):
+    bad = piece(corpus, tmp_path / "bad.npy", prompt="w1 " * 70)
+    good = piece(corpus, tmp_path / "good.npy")
+    with pytest.raises(UserError, match="prompt takes"):
+        encode_pieces(bert, [bad, good], "cpu")
+    assert good.output.exists() and not bad.output.exists()
+    assert "bad: test/model: the passage prompt takes 72" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("more", "spec", "words"),
+    ("given", "words"),
     [
-        (["--staged", "/nowhere"], "{}", "/nowhere/stage.json"),
-        (["--texts", "/nowhere.parquet"], "{}", "/nowhere.parquet"),
-        (["--shard", "2", "--shards", "2"], "{}", "shard 2 of 2"),
-        ([], '{"facts": {"colour": 1}}', "colour"),
-        ([], '{"facts": {"dtype": "fp8"}}', "fp8"),
-        ([], '{"facts": {"passage_prompt": "w1 w2 w3 ", "max_length": {"passage": 5}}}', "prompt"),
-        ([], '{"facts": {"passage_prompt": "{task} "}}', "{task}"),
+        ({"texts": Path("/nowhere.parquet")}, "/nowhere.parquet"),
+        ({"shard": 2, "of": 2}, "shard 2 of 2"),
+        ({"role": "document"}, "role document"),
+        ({"dtype": "auto"}, "dtype auto"),
+        ({"dtype": "fp8"}, "fp8"),
+        ({"prompt": "w1 w2 w3 " * 30}, "prompt"),
+        ({"dimensions": 65}, "dimensions 65"),
     ],
 )
-def test_mistakes_are_one_line(bert, corpus, tmp_path, more, spec, words):
+def test_mistakes_are_named(bert, corpus, tmp_path, given, words):
     output = tmp_path / "x.npy"
-    run = command(bert, corpus, output, *more, spec=spec)
-    done = subprocess.run(run, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert words in done.stderr and done.stderr.count("\n") == 1
+    facts = {"texts": corpus, "output": output, "dtype": "float32", "of": 1, "shard": 0}
+    with pytest.raises(UserError, match=words):
+        encode_pieces(bert, [Piece(**({"role": "passage"} | facts | given))], "cpu")
     assert not output.exists()
 
 
@@ -198,42 +261,30 @@ def test_weights_that_lack_a_tensor_are_refused(bert, tmp_path):
 
 
 def test_killed_job_leaves_nothing_under_the_final_name(bert, tmp_path):
+    """… and the next one makes what is missing."""
     corpus = write_corpus(tmp_path / "many.parquet", random_texts(4000))
-    output = tmp_path / "out" / "x.npy"
-    output.parent.mkdir()
-    job = subprocess.Popen(command(bert, corpus, output), stderr=subprocess.DEVNULL)
-    while job.poll() is None and not list(output.parent.glob(f"{files.TEMPORARY}*")):
+    first = write_corpus(tmp_path / "few.parquet", random_texts(5))
+    folder = tmp_path / "out"
+    script = (
+        "from pathlib import Path; from embedrepro.encode.job import *\n"
+        f"p = lambda t, o: Piece(Path(t), 'passage', 0, 1, Path({str(folder)!r}, o), 'float32')\n"
+        f"encode_pieces(Path({str(bert)!r}), [p({str(first)!r}, 'few.npy'), "
+        f"p({str(corpus)!r}, 'many.npy')], 'cpu')"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    job = subprocess.Popen(
+        [sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL
+    )
+    while job.poll() is None and not list(folder.glob(f"{files.TEMPORARY}*many*")):
         time.sleep(0.02)
     job.send_signal(signal.SIGKILL)
     assert job.wait() == -signal.SIGKILL
-    assert not output.exists()
+    assert (folder / "few.npy").exists() and not (folder / "many.npy").exists()
 
 
-def test_queries_encoded_ahead_are_taken_by_their_own_job(bert, corpus, tmp_path):
-    """The same bytes as without; what is damaged on the way is encoded again."""
-    folder = tmp_path / "out"
-    folder.mkdir()
-    queries = write_corpus(tmp_path / "queries.parquet", random_texts(9, seed=3))
-    spec = {"facts": {"query_prompt": "w3 ", "max_length": {"query": 9}}, "instruction": None}
-    alone = command(bert, queries, folder / "alone.npy", "--role", "query", spec=json.dumps(spec))
-    subprocess.run(alone, check=True, capture_output=True)
-    expected = (folder / "alone.npy").read_bytes()
-    output = folder / "test-queries.npy"
-    wanted = pack([{"texts": str(queries), "spec": spec, "output": str(output)}])
-    shard = command(bert, corpus, folder / "corpus.npy", "--ahead", wanted)
-    own = command(bert, queries, output, "--role", "query", spec=json.dumps(spec))
-    for damage in (False, True):
-        subprocess.run(shard, check=True, capture_output=True)
-        assert whole(load_engine(bert, {}, "cpu"), corpus, tmp_path / "x.npy").tobytes() == (
-            dense.load_array(folder / "corpus.npy")[0].tobytes()
-        )
-        (early,) = folder.glob(f"{files.TEMPORARY}*.npy")
-        if damage:
-            early.write_bytes(early.read_bytes()[:-1] + b"x")
-        done = subprocess.run(own, check=True, capture_output=True, text=True)
-        assert ("was encoded by the job" in done.stdout) is not damage
-        assert output.read_bytes() == expected
-        assert dense.load_array(output)[1]["settings"]["query_prompt"] == "w3 "
-        assert not list(folder.glob(f"{files.TEMPORARY}*"))
-        if not damage:
-            output.unlink()
+def test_a_staged_folder_that_was_changed_is_refused(bert, corpus, tmp_path):
+    folder = shutil.copytree(bert, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match="its sha256"):
+        encode_pieces(folder, [piece(corpus, tmp_path / "x.npy")], "cpu")

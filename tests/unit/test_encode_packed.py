@@ -22,7 +22,7 @@ def some_texts(count=23, seed=0):
 
 
 def encode(engine, texts, role="passage", **given):
-    found = np.full((len(texts), engine.facts.dimension), np.nan, engine.array_dtype)
+    found = np.full((len(texts), engine.facts.dimension), np.nan, engine.precision.stored)
     for part in engine.encode(texts, role, **given):
         found[part.rows] = part.vectors
     return found
@@ -74,7 +74,7 @@ def test_end_to_end_layout_equals_one_text_at_a_time(folders, monkeypatch, famil
     monkeypatch.setattr(PackedEngine, "_can_varlen", lambda self: True)
     monkeypatch.setattr(attention_module, "varlen_attn", attend_each)
     folder = folders(family, causal)
-    engine = PackedEngine(load_facts(folder), "cpu", 200, compiled=False)
+    engine = PackedEngine(load_facts(folder), "cpu", tokens_per_batch=200)
     texts = some_texts()
     expected = reference(folder, texts, engine.facts.pooling)
     np.testing.assert_allclose(encode(engine, texts), expected, atol=5e-6)

@@ -93,16 +93,14 @@ def test_a_sealed_file_is_whole_or_refused(tmp_path):
         whole(path)
 
 
-def test_a_listed_file_names_its_list_as_what_to_delete(tmp_path):
-    folder = tmp_path / "test"
-    folder.mkdir()
-    path = folder / "queries.parquet"
+@pytest.mark.parametrize("record", ["corpus.json", "split.json"])
+def test_a_listed_file_names_its_list_as_what_to_delete(tmp_path, record):
+    path = tmp_path / "queries.parquet"
     path.write_bytes(b"abc")
-    facts = {"size": 3, "sha256": sha256(path)}
-    write_record(tmp_path / "dataset.json", {"files": {"test/queries.parquet": facts}})
+    write_record(tmp_path / record, {"files": {path.name: {"size": 3, "sha256": sha256(path)}}})
     assert whole(path) == path
     path.write_bytes(b"abd")
-    with pytest.raises(UserError, match=r"queries\.parquet: .*delete \S+/dataset\.json and run"):
+    with pytest.raises(UserError, match=rf"queries\.parquet: .*delete \S+/{record} and run"):
         whole(path)
 
 

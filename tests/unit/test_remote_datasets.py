@@ -2,17 +2,19 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import ir_datasets
-import prepare_dataset
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from embedrepro.datasets.prepare import prepare
+from embedrepro.datasets import prepare
 from embedrepro.errors import UserError
+from embedrepro.files import read_json
+from helpers import prepared
 from hub_server import HubServer
 from ir_datasets.datasets.base import Dataset
 from ir_datasets.formats import BaseDocs, BaseQrels, BaseQueries, GenericQuery, TrecQrel
@@ -24,6 +26,21 @@ DOCS = [
 ]
 QUERIES = [{"_id": f"q{i}", "text": f"query {i}"} for i in range(30)]
 QRELS = [{"query-id": f"q{i}", "corpus-id": f"d{i}", "score": 1.0 + i % 2} for i in range(1, 21)]
+
+
+CODE = """
+import json, sys
+from pathlib import Path
+from embedrepro.datasets.prepare import summary
+from embedrepro.errors import run_cli
+from helpers import prepared
+
+def main():
+    source, folder, splits = json.loads(sys.argv[1])
+    print("\\n".join(summary(prepared(source, Path(folder), splits))))
+
+run_cli(main)
+"""
 
 
 def parquet(records):
@@ -93,12 +110,12 @@ def run(hub, tmp_path):
     def start(name, env=None, revision=None, splits=None, **source):
         revision = revision or hub.commit(name, "datasets")
         source = {"hub": name, "revision": revision} | source
-        spec = {"name": name, "source": source, "splits": splits or {"test": "test"}}
-        (tmp_path / "spec.json").write_text(json.dumps(spec))
         folder = tmp_path / "store" / "x-1"
-        script = Path(prepare_dataset.__file__)
-        command = [sys.executable, script, "--spec", tmp_path / "spec.json", "--output", folder]
-        env = (env or hub.env()) | {"HF_HOME": str(tmp_path / "hf")}
+        arguments = json.dumps([source, str(folder), splits or {"test": "test"}])
+        command = [sys.executable, "-c", CODE, arguments]
+        paths = [Path(__file__).parents[1], Path(prepare.__file__).parents[2]]
+        env = (env or hub.env()) | {"HF_HOME": str(tmp_path / "hf"), "USE_TORCH": "NO"}
+        env["PYTHONPATH"] = os.pathsep.join(map(str, paths))
         return subprocess.run(command, capture_output=True, text=True, env=env), folder
 
     return start
@@ -120,8 +137,8 @@ def test_a_repository_in_mteb_layout(run):
         (r["query-id"], r["corpus-id"], int(r["score"])) for r in QRELS
     ]
     assert [q["id"] for q in rows(folder / "train" / "queries.parquet")] == ["q1"]
-    facts = json.loads((folder / "dataset.json").read_text())
-    assert facts["flaws"] == {"empty passages": 1}
+    assert read_json(folder / "corpus.json")["flaws"] == {"empty passages": 1}
+    assert read_json(folder / "test" / "split.json")["flaws"] == {}
     assert "kept as the benchmark has it: 1 empty passages" in done.stdout
 
 
@@ -140,14 +157,14 @@ def test_one_language_of_many_and_no_torch(run, hub):
 def test_flaws_of_a_benchmark_are_counted_and_said(run):
     done, folder = run("mteb/flawed")
     assert done.returncode == 0, done.stderr
-    facts = json.loads((folder / "dataset.json").read_text())
+    assert read_json(folder / "corpus.json")["flaws"] == {"empty passages": 1}
+    facts = read_json(folder / "test" / "split.json")
     assert facts["flaws"] == {
-        "empty passages": 1,
         "pairs judged twice": 1,
         "judged passages not in the corpus": 1,
         "judgements without a query": 1,
     }
-    assert facts["splits"]["test"]["qrels"] == 20  # 21 pairs, one of them without its query
+    assert facts["qrels"] == 20  # 21 pairs, one of them without its query
     assert len(rows(folder / "test" / "qrels.parquet")) == 20
 
 
@@ -170,7 +187,13 @@ def test_what_the_hub_lacks_is_said_in_a_line(run, tmp_path, name, change, messa
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert message in done.stderr
-    assert not list((tmp_path / "store").glob("*"))
+    assert not list((tmp_path / "store").rglob("split.json"))
+
+
+def test_nothing_is_asked_for_what_is_there(run, hub):
+    assert run("mteb/x")[0].returncode == 0
+    again, _ = run("mteb/x", env=hub.env(HF_ENDPOINT="http://127.0.0.1:9"))
+    assert again.returncode == 0, again.stderr
 
 
 def test_passing_faults_are_outlasted(run, hub):
@@ -187,7 +210,7 @@ def test_wrong_bytes_are_refused(run, hub, tmp_path):
     done, _ = run("mteb/x")
     assert done.returncode == 2
     assert "on the hub: ArrowInvalid: Parquet magic bytes not found" in done.stderr
-    assert not list((tmp_path / "store").glob("*"))
+    assert not list((tmp_path / "store").rglob("*.*"))
 
 
 def test_no_hub_is_noticed_at_once(run, hub):
@@ -224,9 +247,9 @@ def registered(monkeypatch):
 
 @pytest.mark.parametrize("split", ["test", "tiny/test"])
 def test_ir_datasets(tmp_path, registered, split):
-    spec = {"name": "tiny", "source": {"ir_datasets": "tiny"}, "splits": {"test": split}}
     folder = tmp_path / "tiny-1"
-    prepare(spec, folder)
+    prepared({"ir_datasets": "tiny"}, folder, {"test": split})
+    assert read_json(folder / "test" / "split.json")["source"] == {"ir_datasets": "tiny/test"}
     assert [tuple(r.values()) for r in rows(folder / "corpus.parquet")] == [
         ("d1", "Tides", "They turn.", 16),
         ("d2", "", "No title", 8),
@@ -243,16 +266,15 @@ def test_judgements_from_another_source(tmp_path, registered):
     folder.mkdir()
     (folder / "corpus.jsonl").write_text(json.dumps(DOCS[0]))
     splits = {"dl20": {"source": {"ir_datasets": "tiny"}, "split": "test"}}
-    spec = {"name": "both", "source": {"beir": str(folder)}, "splits": splits}
-    facts = prepare(spec, tmp_path / "both-1")
-    assert facts["documents"] == 1 and facts["splits"]["dl20"]["queries"] == 1
+    corpus, split = prepared({"beir": str(folder)}, tmp_path / "both-1", splits)
+    assert corpus["documents"] == 1 and split["queries"] == 1
+    assert split["source"] == {"ir_datasets": "tiny/test"}
 
 
 def test_ir_datasets_without_judgements_is_refused(tmp_path, registered):
-    spec = {"name": "tiny", "source": {"ir_datasets": "tiny"}, "splits": {"test": "tiny/test"}}
     registry = {"tiny": Dataset(Docs()), "tiny/test": Dataset(Docs())}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ir_datasets, "load", registry.__getitem__)
         with pytest.raises(UserError, match="tiny/test: has no qrels; name a split that has them"):
-            prepare(spec, tmp_path / "tiny-1")
+            prepared({"ir_datasets": "tiny"}, tmp_path / "tiny-1", {"test": "tiny/test"})
     assert not (tmp_path / "tiny-1").exists()

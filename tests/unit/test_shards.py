@@ -1,11 +1,12 @@
-"""Shards: where a corpus is cut, and reading a range of its rows."""
+"""Shards: where a corpus is cut."""
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from embedrepro.datasets.records import passage
+from embedrepro.datasets.shards import bounds, corpus_bounds
 from embedrepro.errors import UserError
-from embedrepro.shards import bounds, corpus_bounds, passage, read_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,36 +58,6 @@ def corpus(tmp_path_factory):
 
 def test_corpus_bounds_are_those_of_its_chars(corpus):
     assert corpus_bounds(corpus, 9).tolist() == bounds(np.arange(1000) % 7, 9).tolist()
-
-
-@pytest.mark.parametrize(
-    ("start", "stop"), [(0, None), (0, 0), (0, 1), (63, 65), (64, 128), (500, 777), (1000, 1000)]
-)
-@pytest.mark.parametrize("batch", [1, 50, 5000])
-def test_read_rows_gives_the_range_in_order(corpus, start, stop, batch):
-    batches = list(read_rows(corpus, start, stop, columns=["id"], batch=batch))
-    ids = [id_ for b in batches for id_ in b["id"].to_pylist()]
-    assert ids == [f"d{i}" for i in range(1000)][start:stop]
-    assert all(0 < len(b) <= batch for b in batches)
-    assert all(b.schema.names == ["id"] for b in batches)
-
-
-def test_read_rows_leaves_row_groups_outside_the_range_alone(corpus, monkeypatch):
-    read = []
-    original = pq.ParquetFile.read_row_group
-    monkeypatch.setattr(
-        pq.ParquetFile,
-        "read_row_group",
-        lambda self, i, **kw: read.append(i) or original(self, i, **kw),
-    )
-    assert sum(len(b) for b in read_rows(corpus, 130, 192)) == 62
-    assert read == [2]
-
-
-@pytest.mark.parametrize(("start", "stop"), [(-1, 5), (5, 4), (0, 1001)])
-def test_ranges_outside_the_file_are_refused(corpus, start, stop):
-    with pytest.raises(UserError, match="it holds 1000"):
-        list(read_rows(corpus, start, stop))
 
 
 @pytest.mark.parametrize(

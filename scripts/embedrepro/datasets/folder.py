@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, printable
-from .records import Judgement, Text, grade, identifier, string
+from .records import NUMBER, Judgement, Text, grade, identifier, string
 
 BOM = b"\xef\xbb\xbf"
 QRELS_HEADER = re.compile(r"(query|q)[-_]?id", re.IGNORECASE)
@@ -85,7 +85,7 @@ class Beir(Folder):
                     f"{where}: {len(cells)} tab-separated columns, expected 3: query-id, "
                     "corpus-id, score"
                 )
-            if row == 0 and QRELS_HEADER.fullmatch(cells[0]) and not cells[2].isdigit():
+            if row == 0 and QRELS_HEADER.fullmatch(cells[0]) and not NUMBER.fullmatch(cells[2]):
                 continue
             query, doc = identifier(cells[0], where, "query-id"), cells[1]
             doc = identifier(doc, where, "corpus-id")
@@ -106,6 +106,9 @@ class FlagEmbedding(Folder):
             query = identifier(need(record, "qid", where), where, "qid")
             doc = identifier(need(record, "docid", where), where, "docid")
             yield Judgement(line, query, doc, grade(need(record, "relevance", where), where))
+
+
+FOLDERS: dict[str, type[Folder]] = {"beir": Beir, "flagembedding": FlagEmbedding}
 
 
 def need(record: dict[str, Any], name: str, where: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from ..errors import UserError, printable
 
 FORBIDDEN_IN_ID = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")  # a TREC run is split at white space
-INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
+NUMBER = re.compile(r"[+-]?[0-9]{1,15}(\.[0-9]{0,15})?([eE][+-]?[0-9]{1,3})?")
 
 
 class Text(NamedTuple):
@@ -78,13 +78,20 @@ def string(value: Any, where: str, name: str) -> str:
 
 
 def grade(value: Any, where: str) -> int:
-    """A relevance grade: an integer, also when written as 2.0 or as digits."""
-    if isinstance(value, str) and INTEGER.fullmatch(value):
-        return int(value)
-    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
-    if not whole or abs(value) >= 2**31:
+    """A relevance grade: an integer, also as 2.0 or 2e0 and as text, as pandas writes a column."""
+    number = float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
+    whole = isinstance(number, int | float) and not isinstance(number, bool) and number % 1 == 0
+    if not whole or abs(number) >= 2**31:
         raise UserError(f'{where}: relevance "{printable(value)}" is not a whole number')
-    return int(value)
+    return int(number)
+
+
+def passage(title: str, text: str, mode: str = "join") -> str:
+    """The text that is encoded for a passage: what MTEB, BEIR and FlagEmbedding make of it.
+
+    `mode`: `join` puts a non-empty title and a space before the text, `drop` leaves the title out.
+    """
+    return f"{title} {text}".strip() if title and mode == "join" else text.strip()
 
 
 def kind(value: Any) -> str:

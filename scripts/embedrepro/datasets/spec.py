@@ -1,8 +1,9 @@
-"""What a dataset spec may hold: a closed schema, so that a misspelt key is an error."""
+"""What the specs of a corpus and of a split may hold: closed, so a misspelt key is an error."""
 
 from typing import Any
 
 TEXT = {"type": "string", "minLength": 1}
+NAME = {**TEXT, "description": "the dataset's name"}
 SOURCE = {
     "description": "{beir: folder}, {flagembedding: folder}, {hub: id, revision: 40 hex} or "
     "{ir_datasets: id}",
@@ -17,10 +18,9 @@ SOURCE = {
         "queries": {**TEXT, "description": "the hub's configuration that holds the queries"},
         "qrels": {**TEXT, "description": "the hub's configuration that holds the judgements"},
         "ir_datasets": TEXT,
-        "digest": {"type": "string", "description": "digest of a local folder's files"},
     },
 }
-SPLIT = {
+THEIRS = {
     "description": "the source's name of the split, or {source, split} of another source",
     "anyOf": [
         TEXT,
@@ -32,35 +32,37 @@ SPLIT = {
         },
     ],
 }
-SPEC: dict[str, Any] = {
+IDENTITY = {"type": "object", "description": "what the source held when that was last looked at"}
+CORPUS: dict[str, Any] = {
     "type": "object",
-    "description": "a mapping with name, source and splits",
+    "description": "a mapping with name and source",
     "additionalProperties": False,
-    "required": ["name", "source", "splits"],
+    "required": ["name", "source"],
     "properties": {
-        "name": {**TEXT, "description": "the dataset's name"},
+        "name": NAME,
         "source": SOURCE,
-        "splits": {
-            "description": "at least one of {our name: the source's name}",
-            "type": "object",
-            "minProperties": 1,
-            "propertyNames": {
-                "pattern": "^[A-Za-z0-9][A-Za-z0-9_-]*$",
-                "description": "a split's name has letters, digits, - and _",
-            },
-            "additionalProperties": SPLIT,
-        },
         "title": {
             "enum": ["join", "drop"],
             "default": "join",
             "description": "whether titles are put before the text",
         },
-        "instruction": {"type": ["string", "null"], "description": "what {task} stands for"},
-        "ignore_identical_ids": {"type": "boolean", "description": "drop hits with the query's id"},
-        "relevance_threshold": {
-            "type": "integer",
-            "minimum": 1,
-            "description": "lowest grade that binary measures count",
+        "identity": IDENTITY,
+    },
+}
+SPLIT: dict[str, Any] = {
+    "type": "object",
+    "description": "a mapping with name, split, source and theirs",
+    "additionalProperties": False,
+    "required": ["name", "split", "source", "theirs"],
+    "properties": {
+        "name": NAME,
+        "split": {
+            "type": "string",
+            "pattern": "^[A-Za-z0-9][A-Za-z0-9_-]*$",
+            "description": "a split's name has letters, digits, - and _",
         },
+        "source": SOURCE,
+        "theirs": THEIRS,
+        "identity": IDENTITY,
     },
 }

@@ -3,7 +3,9 @@
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -65,6 +67,47 @@ def table(path: Path, schema: pa.Schema, where: Callable[[int], str]) -> Iterato
     with made.writer:
         yield made
         made.flush()
+
+
+def chunk(column: pq.ColumnChunkMetaData) -> tuple[int, int]:
+    """Offset and length of a column's bytes within a row group."""
+    start = column.data_page_offset
+    if column.has_dictionary_page:
+        start = min(start, column.dictionary_page_offset)
+    return start, column.total_compressed_size
+
+
+def table_facts(path: Path | str) -> dict[str, Any]:
+    """What a record says of a Parquet file, so that a reader can check the part that it reads.
+
+    {"size", "sha256", "row_groups": [[offset, length, sha256], …], "columns": {name: sha256 of its
+    bytes in all row groups}, "footer": [offset, length, sha256]}. Row groups and footer together
+    are the whole file.
+    """
+    meta, size = pq.read_metadata(path), Path(path).stat().st_size
+    names = meta.schema.to_arrow_schema().names
+    whole, columns = sha256(), {name: sha256() for name in names}
+    groups: list[list[Any]] = []
+    offset = 0
+    with open(path, "rb", buffering=0) as file:
+        for group in map(meta.row_group, range(meta.num_row_groups)):
+            chunks = [chunk(group.column(i)) for i in range(len(names))]
+            end = max(start + length for start, length in chunks)
+            content = memoryview(file.read(end - offset))
+            for name, (start, length) in zip(names, chunks, strict=True):
+                columns[name].update(content[start - offset : start - offset + length])
+            whole.update(content)
+            groups.append([offset, end - offset, sha256(content).hexdigest()])
+            offset = end
+        footer = file.read(size - offset)
+        whole.update(footer)
+    return {
+        "size": size,
+        "sha256": whole.hexdigest(),
+        "row_groups": groups,
+        "columns": {name: found.hexdigest() for name, found in columns.items()},
+        "footer": [offset, size - offset, sha256(footer).hexdigest()],
+    }
 
 
 class Ids:

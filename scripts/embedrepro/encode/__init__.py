@@ -1,4 +1,4 @@
-"""Text to vectors: two engines behind one interface. Importing this package imports no torch.
+"""Text to vectors: several engines behind one interface. Importing this package imports no torch.
 
     engine = load_engine(staged, {"dtype": "float32"}, "cpu")
     for part in engine.encode(texts, "passage"):
@@ -8,6 +8,8 @@
 they are done, not in the order of the texts: `rows` (n,) int64 are positions in `texts`, `vectors`
 (n, dimension) float32 when computed in float32, else float16. Texts are read as needed: memory does
 not grow with their number. A text's vector doesn't depend on the texts around it.
+
+What a job calls is `job.encode_pieces`.
 """
 
 import os
@@ -15,46 +17,61 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..files import read_json
 from ..startup import uncollected
+from .engine import ENGINES, Engine, Precision
 from .facts import Facts, resolve
 
 
 @uncollected()
 def load_engine(
     staged: Path | str,
-    settings: dict[str, Any],
+    settings: dict[str, Any] | None = None,
     device: str = "auto",
     tokens_per_batch: int | None = None,
-) -> Any:
+    compiled: bool = False,
+) -> Engine:
     """The engine that `stage.json` or `settings` names, with its model on `device`.
 
     `settings`: overrides of the encode facts (`query_prompt`, `passage_prompt`, `max_length`,
-    `dtype`, `engine`, `dimensions`). `device`: auto, cpu or cuda. `tokens_per_batch`: None lets the
-    engine choose. Raises `UserError` for a setting, folder or device that doesn't fit.
+    `engine`, `dimensions`) and `dtype`: float32 (the default), bfloat16, float16, fp8, or fast for
+    the one that stage.json names. `device`: auto, cpu or cuda. `tokens_per_batch`: None lets the
+    engine choose. `compiled`: whether layers are compiled where the engine can: other bytes in half
+    precision, and more speed after some seconds. Raises `UserError` for a setting, folder or device
+    that doesn't fit.
     """
+    staged = Path(staged)
+    settings = dict(settings or {})
+    dtype = stated_dtype(staged, settings.pop("dtype", None) or "float32")
     facts = resolve(staged, settings)
     if facts.trust_remote_code:
         from ..models.staged import verify_code
 
-        verify_code(Path(staged))
-    import_libraries()
+        verify_code(staged)
+    import_libraries(facts.engine)
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    if facts.engine == "packed":
-        from .packed import PackedEngine as Engine
-    else:
-        from .flag import FlagEngine as Engine
-    return Engine(facts, pick_device(device), tokens_per_batch)
+    engine = ENGINES[facts.engine].load()
+    return engine(facts, pick_device(device), dtype, tokens_per_batch, compiled)
+
+
+def stated_dtype(staged: Path, dtype: str) -> str:
+    """`dtype`, or for "fast" what stage.json's `fast_dtype` says; float16 where it says nothing."""
+    if dtype != "fast":
+        return dtype
+    return read_json(staged / "stage.json").get("fast_dtype") or "float16"
 
 
 @uncollected()
-def import_libraries() -> None:
-    """Import what takes seconds: for who has something to do meanwhile."""
+def import_libraries(engine: str) -> None:
+    """Import what an engine needs, which takes seconds: for who has something to do meanwhile."""
     # Nothing here may reach for the network: the staged folder is whole.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from transformers import AutoModel, AutoTokenizer  # noqa: F401
+
+    ENGINES[engine].load()
 
 
 def pick_device(device: str) -> str:
@@ -68,4 +85,14 @@ def pick_device(device: str) -> str:
     return device
 
 
-__all__ = ["Facts", "import_libraries", "load_engine", "pick_device", "resolve"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "Facts",
+    "Precision",
+    "import_libraries",
+    "load_engine",
+    "pick_device",
+    "resolve",
+    "stated_dtype",
+]

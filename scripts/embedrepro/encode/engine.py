@@ -1,41 +1,119 @@
-"""What both engines are to a caller."""
+"""What every engine is to a caller, and the table of them. Imports nothing heavy."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from ..errors import UserError, printable
 from .batches import Part
 from .facts import Facts
-from .tokens import Tokeniser
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "bfloat16", "float16", "fp8")
 
 
-class Engine:
-    """A loaded model. The package's docstring says what `encode` does.
+@dataclass(frozen=True)
+class Precision:
+    """In what a model computes.
 
-    `compute_dtype`: what the model runs in. `tokens_per_batch`: the budget in use.
+    `dtype`: what its weights are rounded to, one of `DTYPES`; it alone is part of a key.
+    `arithmetic`: what products are made in. A CPU is slow in half precision: there weights are
+    rounded as asked and the arithmetic is float32, as FlagEmbedding does it.
+    """
+
+    dtype: str
+    arithmetic: str
+
+    @property
+    def stored(self) -> np.dtype:
+        """What vectors are stored as."""
+        return np.dtype(np.float32 if self.dtype == "float32" else np.float16)
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A loaded model.
+
+    `dimension`: length of a whole vector. `tokens_per_batch`: the budget in use. `remarks`: what
+    else a sidecar says of the computation.
     """
 
     name: str
     facts: Facts
-    tokenizer: Any
-    compute_dtype: str
+    device: "torch.device"
+    precision: Precision
+    dimension: int
     tokens_per_batch: int
-
-    def use(self, facts: Facts) -> None:
-        """Take other prompts and lengths of the same model: another role's."""
-        self.facts = facts
-
-    @property
-    def array_dtype(self) -> np.dtype:
-        """What vectors are stored as."""
-        return np.dtype(np.float32 if self.compute_dtype == "float32" else np.float16)
+    remarks: dict[str, Any]
 
     def encode(
-        self, texts: Iterable[str], role: str, instruction: str | None = None
+        self,
+        texts: Iterable[str],
+        role: str,
+        instruction: str | None = None,
+        *,
+        prompt: str | None = None,
+        dimensions: int | None = None,
     ) -> Iterator[Part]:
-        tokeniser = Tokeniser(self.tokenizer, self.facts, role, instruction)
-        return self._parts(tokeniser, texts)  # a mistake shows before anything is asked for
+        """Vectors of `texts`, in parts as they are done (see the package's docstring).
 
-    def _parts(self, tokeniser: Tokeniser, texts: Iterable[str]) -> Iterator[Part]:
-        raise NotImplementedError
+        `prompt`: what stands before each text; None is the staged prompt of `role`, with
+        `instruction` for its {task}. `dimensions`: how many of a vector's numbers are kept, None is
+        as staged. Raises `UserError` for a request that doesn't fit, before anything is computed.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Where an engine is, and the packages whose versions its vectors depend on."""
+
+    module: str
+    cls: str
+    packages: tuple[str, ...]
+
+    def load(self) -> Any:
+        """The engine's class; imports what it needs."""
+        return getattr(import_module(self.module, __package__), self.cls)
+
+
+_BASE = ("torch", "transformers", "tokenizers")
+ENGINES = {
+    "packed": Kind(".packed", "PackedEngine", _BASE),
+    "flagembedding": Kind(".flag", "FlagEngine", (*_BASE, "FlagEmbedding")),
+}
+
+
+def pick_precision(dtype: str, device: str, *, fp8: bool = False) -> Precision:
+    """How `dtype` is computed on `device` (cpu or cuda). `fp8`: whether the engine has it."""
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {printable(dtype)}: use one of {', '.join(DTYPES)}")
+    if dtype == "fp8":
+        if device != "cuda":
+            raise UserError("dtype fp8 needs a CUDA device; use bfloat16 or float32 on CPU")
+        if not fp8:
+            raise UserError("dtype fp8 needs engine: packed")
+    return Precision(dtype, dtype if device == "cuda" else "float32")
+
+
+def cut_dimensions(facts: Facts, whole: int, dimensions: int | None) -> int:
+    """How many of a vector's `whole` numbers are kept."""
+    kept = dimensions or facts.dimensions or whole
+    if not 0 < kept <= whole:
+        raise UserError(f"{printable(facts.model_id)}: dimensions {kept}; use 1 to {whole}")
+    return kept
+
+
+def check_finite(vectors: np.ndarray, rows: np.ndarray, facts: Facts, precision: Precision) -> None:
+    """Refuse NaN and infinity in the `vectors` (n, dimension) of texts `rows` (n,)."""
+    bad = ~np.isfinite(vectors).all(1)
+    if bad.any():
+        raise UserError(
+            f"{printable(facts.model_id)}: text {rows[bad][0]} has NaN or Inf in its vector "
+            f"(computed in {precision.dtype}); try dtype: float32"
+        )

@@ -1,48 +1,75 @@
-"""What encoding needs to know about a staged model: `stage.json` with the user's overrides."""
+"""What encoding needs to know about a staged model: its `stage.json`, and what one piece asks for.
 
+stage.json has all that was stated and found; a piece chooses precision, cut and prompts, no more.
+"""
+
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from ..errors import UserError, printable
 from ..files import read_json
+from ..models.facts_table import (
+    ROLES,
+    Attention,
+    Dtype,
+    Engine,
+    Kind,
+    Pooling,
+    Role,
+    check,
+    prompt_for,
+)
 from .families import PACKED_MODEL_TYPES
 
-ROLES = ("query", "passage")
-DTYPES = ("auto", "float32", "bfloat16", "float16", "fp8")
-OVERRIDES = ("query_prompt", "passage_prompt", "max_length", "dtype", "engine", "dimensions")
+FAST = "fast"  # as a piece's dtype: what stage.json's fast_dtype names
+# What may be laid over stage.json. `engine` and `max_length` are for tests and comparisons: the
+# workflow states them to staging.
+SETTINGS = ("query_prompt", "passage_prompt", "max_length", "dtype", "engine", "dimensions")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """One model as it is to be run. `max_length` counts tokens with prompt and special tokens."""
+    """One model as it is to be run.
+
+    `max_length` counts tokens with prompt and special tokens. `modules` are the steps after the
+    transformer in order, as staging describes them: {"type", "path", and sentence-transformers'
+    keys of that module}; after them the vector is cut to `dimensions`, and normalised where
+    `normalize` says so. `full_dimension`: its length before the cut.
+    """
 
     staged: Path
     model_id: str
     revision: str | None
+    kind: Kind
     architecture: str
     native: bool
     trust_remote_code: bool
-    attention: str
+    attention: Attention
     end_token: str | None
-    pooling: str
+    pooling: Pooling
+    include_prompt: bool
     normalize: bool
-    query_prompt: str | None
-    passage_prompt: str | None
-    max_length: dict[str, int]
-    dtype: str
-    engine: str
+    query_prompt: str | Mapping[str, str] | None
+    passage_prompt: str | Mapping[str, str] | None
+    max_length: dict[Role, int]
+    dtype: Dtype
+    engine: Engine
     dimensions: int | None
+    full_dimension: int
     hidden_size: int
+    modules: tuple[dict[str, Any], ...] = ()
 
     @property
     def dimension(self) -> int:
         """Length of a vector."""
-        return self.dimensions or self.hidden_size
+        return self.dimensions or self.full_dimension
 
-    def prompt(self, role: str, instruction: str | None) -> str:
+    def prompt(self, role: Role, instruction: str | None) -> str:
         """What stands before each text; `{task}` is the dataset's instruction."""
-        prompt = self.query_prompt if role == "query" else self.passage_prompt
+        stated = self.query_prompt if role == "query" else self.passage_prompt
+        prompt = prompt_for(stated)
         if prompt is None:
             raise UserError(
                 f"{self.model_id}: nothing says what stands before a {role}; set {role}_prompt: "
@@ -64,62 +91,74 @@ class Facts:
         return facts
 
 
-def resolve(staged: Path | str, settings: dict[str, Any]) -> Facts:
-    """Read `stage.json`, lay `settings` over it and check the result; `UserError` names the key."""
+def resolve(staged: Path | str, settings: Mapping[str, Any]) -> Facts:
+    """Read `stage.json` and lay a piece's `settings` over it.
+
+    `settings`: dtype (float32, float16, bfloat16, fp8, or fast: what stage.json's `fast_dtype`
+    names; without it what the user stated of the model, or float32), query_prompt and
+    passage_prompt as they will be put, dimensions. None is no setting. `UserError` names the key.
+    """
     staged = Path(staged)
     if not (staged / "stage.json").is_file():
         raise UserError(f"{staged}: no stage.json there; stage the model first")
     stage = read_json(staged / "stage.json")
-    unknown = sorted(set(settings) - set(OVERRIDES))
+    unknown = sorted(set(settings) - set(SETTINGS))
     if unknown:
         raise UserError(
-            f"{printable(unknown[0])}: not a setting of encoding; known: {', '.join(OVERRIDES)}"
+            f"{printable(unknown[0])}: not a setting of encoding; known: {', '.join(SETTINGS)}"
         )
     given = {key: value for key, value in settings.items() if value is not None}
-    merged = stage | given
-    merged["max_length"] = stage["max_length"] | given.get("max_length", {})
-    if merged["engine"] in (None, "auto"):
-        merged["engine"] = stage["engine"]
+    check({k: v for k, v in given.items() if v != FAST}, printable(stage["id"]))
+    merged = stage | {key: value for key, value in given.items() if value != "auto"}
     facts = Facts(
         staged=staged,
         model_id=merged["id"],
         revision=merged.get("revision"),
+        kind=merged.get("kind", "dense"),
         architecture=merged["architecture"],
         native=merged["native"],
         trust_remote_code=merged.get("trust_remote_code", False),
         attention=merged["attention"],
         end_token=merged.get("end_token"),
         pooling=merged["pooling"],
+        include_prompt=merged.get("include_prompt", True),
         normalize=merged["normalize"],
         query_prompt=merged.get("query_prompt"),
         passage_prompt=merged.get("passage_prompt"),
-        max_length=merged["max_length"],
-        dtype=merged.get("dtype") or "auto",
+        max_length=stage["max_length"] | _lengths(given.get("max_length", {})),
+        dtype=_dtype(merged.get("dtype"), stage),
         engine=merged["engine"],
         dimensions=merged.get("dimensions"),
+        full_dimension=merged.get("full_dimension", merged["hidden_size"]),
         hidden_size=merged["hidden_size"],
+        modules=tuple(merged.get("modules", ())),
     )
     _check(facts)
     return facts
 
 
+def _lengths(value: int | dict[Role, int]) -> dict[Role, int]:
+    return value if isinstance(value, dict) else dict.fromkeys(ROLES, value)
+
+
+def _dtype(wanted: str | None, stage: dict[str, Any]) -> Dtype:
+    if wanted in (None, "auto"):
+        return "float32"
+    return cast(Dtype, stage.get("fast_dtype", "float16") if wanted == FAST else wanted)
+
+
 def _check(facts: Facts) -> None:
     name = printable(facts.model_id)
-    if facts.engine not in ("packed", "flagembedding"):
-        raise UserError(f"{name}: engine {facts.engine!r}; use packed, flagembedding or auto")
-    if facts.dtype not in DTYPES:
-        raise UserError(f"{name}: dtype {facts.dtype!r}; use one of {', '.join(DTYPES)}")
-    if facts.pooling not in ("cls", "mean", "last_token"):
-        raise UserError(f"{name}: pooling {facts.pooling!r}; use cls, mean or last_token")
+    for fact, known in (("engine", Engine), ("dtype", Dtype), ("pooling", Pooling)):
+        if getattr(facts, fact) not in get_args(known):
+            choices = ", ".join(get_args(known))
+            raise UserError(f"{name}: {fact} {getattr(facts, fact)!r}; use one of {choices}")
     if facts.engine == "packed" and not (facts.native and facts.architecture in PACKED_MODEL_TYPES):
         raise UserError(
             f"{name}: the packed engine can't take architecture {facts.architecture!r}"
-            f"{'' if facts.native else ' with custom code'}; use engine: flagembedding"
+            f"{'' if facts.native else ' with custom code'}; use engine: auto"
         )
-    if facts.engine == "flagembedding" and facts.dtype == "fp8":
+    if facts.engine != "packed" and facts.dtype == "fp8":
         raise UserError(f"{name}: dtype fp8 needs engine: packed")
-    if facts.dimensions is not None and not 0 < facts.dimensions <= facts.hidden_size:
-        raise UserError(f"{name}: dimensions {facts.dimensions}; use 1 to {facts.hidden_size}")
-    for role in ROLES:
-        if not facts.max_length.get(role, 0) > 0:
-            raise UserError(f"{name}: max_length.{role} is missing or not positive; set it")
+    if facts.dimensions is not None and not 0 < facts.dimensions <= facts.full_dimension:
+        raise UserError(f"{name}: dimensions {facts.dimensions}; use 1 to {facts.full_dimension}")

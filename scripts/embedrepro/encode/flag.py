@@ -4,15 +4,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm, trange
 
-from ..errors import UserError
 from . import attention
 from .batches import Part, Sequences, padded_widths, step
-from .engine import Engine
+from .engine import check_finite, cut_dimensions, pick_precision
 from .facts import Facts
 from .tokens import Tokeniser
 
@@ -20,7 +20,7 @@ CPU_BUDGET, CUDA_BUDGET = 1024, 32_768  # padded tokens a batch
 WINDOW = 8  # chunks of texts that are sorted together
 
 
-class FlagEngine(Engine):
+class FlagEngine:
     """`BaseEmbedder` (pooling cls, mean) or `BaseLLMEmbedder` (last_token) of FlagEmbedding.
 
     Pooling, instruction and its format, length, precision and normalisation are all passed
@@ -31,7 +31,14 @@ class FlagEngine(Engine):
 
     name = "flagembedding"
 
-    def __init__(self, facts: Facts, device: str, tokens_per_batch: int | None = None) -> None:
+    def __init__(
+        self,
+        facts: Facts,
+        device: str,
+        dtype: str = "float32",
+        tokens_per_batch: int | None = None,
+        compiled: bool = False,  # it never is
+    ) -> None:
         from FlagEmbedding.inference.embedder.decoder_only import base as decoder
         from FlagEmbedding.inference.embedder.encoder_only import base as encoder
 
@@ -41,26 +48,40 @@ class FlagEngine(Engine):
 
         self.facts = facts
         self.device = torch.device(device)
-        auto = "bfloat16" if self.device.type == "cuda" else "float32"
-        self.compute_dtype = auto if facts.dtype == "auto" else facts.dtype
+        self.precision = pick_precision(dtype, self.device.type)
+        self.remarks: dict[str, Any] = {}
+        self.dimension = facts.hidden_size
         default = CUDA_BUDGET if self.device.type == "cuda" else CPU_BUDGET
         self.tokens_per_batch = tokens_per_batch or default
         last_token = facts.pooling == "last_token"
         self.embedder = (decoder.BaseLLMEmbedder if last_token else encoder.BaseEmbedder)(
             str(facts.staged),
             normalize_embeddings=facts.normalize,
-            use_fp16=self.compute_dtype == "float16",
-            use_bf16=self.compute_dtype == "bfloat16",
+            use_fp16=dtype == "float16",
+            use_bf16=dtype == "bfloat16",
             devices=[device],
             trust_remote_code=facts.trust_remote_code,
-            truncate_dim=facts.dimensions,
             **({} if last_token else {"pooling_method": facts.pooling}),
         )
         if facts.native and facts.architecture != "mpnet":
             self.embedder.model.set_attn_implementation(attention.PADDED)
         self.tokenizer = self.embedder.tokenizer
 
-    def _parts(self, tokeniser: Tokeniser, texts: Iterable[str]) -> Iterator[Part]:
+    def encode(
+        self,
+        texts: Iterable[str],
+        role: str,
+        instruction: str | None = None,
+        *,
+        prompt: str | None = None,
+        dimensions: int | None = None,
+    ) -> Iterator[Part]:
+        kept = cut_dimensions(self.facts, self.dimension, dimensions)
+        tokeniser = Tokeniser(self.tokenizer, self.facts, role, instruction, prompt)
+        return self._parts(tokeniser, texts, kept)
+
+    def _parts(self, tokeniser: Tokeniser, texts: Iterable[str], kept: int) -> Iterator[Part]:
+        self.embedder.truncate_dim = kept
         kept: list[str] = []
 
         def keeping() -> Iterator[str]:
@@ -107,15 +128,10 @@ class FlagEngine(Engine):
         lengths: np.ndarray,
         truncated: np.ndarray,
     ) -> Part:
-        bad = ~np.isfinite(vectors).all(1)
-        if bad.any():
-            raise UserError(
-                f"{self.facts.model_id}: text {first + rows[bad][0]} has NaN or Inf in its vector "
-                f"(computed in {self.compute_dtype}); try dtype: float32"
-            )
+        check_finite(vectors, first + rows, self.facts, self.precision)
         return Part(
             first + rows,
-            vectors.astype(self.array_dtype),
+            vectors.astype(self.precision.stored),
             int(lengths[rows].sum()),
             int(truncated[rows].sum()),
         )

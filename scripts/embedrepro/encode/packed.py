@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
@@ -30,7 +29,7 @@ from .batches import (
     padded_arrays,
     varlen_arrays,
 )
-from .engine import Engine
+from .engine import Precision, check_finite, cut_dimensions, pick_precision
 from .facts import Facts
 from .families import PACKED_MODEL_TYPES
 from .tokens import Tokeniser
@@ -42,38 +41,52 @@ NARROW_ROWS = 1024  # rows of a narrowed layer's products
 BATCH_FLOPS = 1e14  # nor does a batch of more work than this
 
 
-class PackedEngine(Engine):
+class PackedEngine:
+    """See the module; `Engine` says what its attributes are."""
+
     name = "packed"
 
     def __init__(
         self,
         facts: Facts,
         device: str,
+        dtype: str = "float32",
         tokens_per_batch: int | None = None,
-        compiled: bool = True,
+        compiled: bool = False,
     ) -> None:
         self.facts = facts
         self.device = torch.device(device)
-        self.compute_dtype = pick_dtype(facts.dtype, self.device)
+        self.precision = pick_precision(dtype, self.device.type, fp8=True)
+        self.remarks: dict[str, Any] = {}
         self.family = PACKED_MODEL_TYPES[facts.architecture]
         self.varlen = self._can_varlen()
         self.tokenizer = AutoTokenizer.from_pretrained(facts.staged)
         torch.backends.cuda.matmul.allow_tf32 = False
         self.model = self._load()
+        self.dimension = facts.hidden_size
         self.pad = self.tokenizer.pad_token_id or 0
         self.compiled = compiled and self.varlen
         self.narrow = self.varlen and self.family.prenorm and facts.pooling != "mean"
-        self.fp8_effect: dict[str, float] | None = None
-        if self.compute_dtype != "fp8":
+        self._rounded = dtype != "fp8"  # to float8, with the first batch
+        if self._rounded:
             self._prepare_layers()
-        self.budget = tokens_per_batch or self._estimate()
-        self.use(facts)
+        budget = tokens_per_batch or self._estimate()
+        self.tokens_per_batch = max(budget, *facts.max_length.values())
 
-    def use(self, facts: Facts) -> None:
-        super().use(facts)
-        self.tokens_per_batch = max(self.budget, *facts.max_length.values())
+    def encode(
+        self,
+        texts: Iterable[str],
+        role: str,
+        instruction: str | None = None,
+        *,
+        prompt: str | None = None,
+        dimensions: int | None = None,
+    ) -> Iterator[Part]:
+        kept = cut_dimensions(self.facts, self.dimension, dimensions)
+        tokeniser = Tokeniser(self.tokenizer, self.facts, role, instruction, prompt)
+        return self._parts(tokeniser, texts, kept)  # a mistake shows before anything is asked for
 
-    def _parts(self, tokeniser: Tokeniser, texts: Iterable[str]) -> Iterator[Part]:
+    def _parts(self, tokeniser: Tokeniser, texts: Iterable[str], kept: int) -> Iterator[Part]:
         packer = (VarlenPacker if self.varlen else PaddedPacker)(
             self.tokens_per_batch, tokeniser.limit
         )
@@ -81,9 +94,9 @@ class PackedEngine(Engine):
         laid = ahead(((batch, self._lay(batch)) for batch in _pack(chunks, packer)), 4)
         running: deque[tuple[Batch, torch.Tensor, Any]] = deque()
         for batch, arrays in laid:
-            if self.compute_dtype == "fp8" and self.fp8_effect is None:
+            if not self._rounded:
                 self._to_fp8(batch, arrays)
-            for launched in self._launch(batch, arrays, packer):
+            for launched in self._launch(batch, arrays, packer, kept):
                 running.append(launched)
                 while len(running) > IN_FLIGHT:
                     yield self._finish(*running.popleft())
@@ -94,15 +107,16 @@ class PackedEngine(Engine):
         """Change the layers to float8, and note what that does to the vectors of this batch."""
         from .fp8 import replace_linear  # needs Triton
 
-        before = self._run(batch, arrays).float()
+        before = self._run(batch, arrays, self.dimension).float()
         replace_linear(layers_of(self.model), getattr(self.model.config, "hidden_act", None))
-        after = self._run(batch, arrays).float()
+        after = self._run(batch, arrays, self.dimension).float()
         cosine = torch.nn.functional.cosine_similarity(before, after)
-        self.fp8_effect = {
+        self.remarks["fp8_effect"] = {
             "texts": len(cosine),
             "cosine_to_bfloat16_mean": round(cosine.mean().item(), 6),
             "cosine_to_bfloat16_min": round(cosine.min().item(), 6),
         }
+        self._rounded = True
         self._prepare_layers()
 
     def _prepare_layers(self) -> None:
@@ -115,7 +129,7 @@ class PackedEngine(Engine):
                 compile_layers([layers[-1].self_attn, layers[-1].input_layernorm])
 
     def _can_varlen(self) -> bool:
-        half = self.compute_dtype != "float32"
+        half = self.precision.arithmetic != "float32"
         return self.family.layout == "varlen" and self.device.type == "cuda" and half
 
     def _load(self) -> torch.nn.Module:
@@ -123,7 +137,8 @@ class PackedEngine(Engine):
             implementation = "eager"
         else:
             implementation = attention.VARLEN if self.varlen else attention.PADDED
-        dtype = "bfloat16" if self.compute_dtype == "fp8" else self.compute_dtype
+        arithmetic = self.precision.arithmetic
+        dtype = "bfloat16" if arithmetic == "fp8" else arithmetic
         model, found = AutoModel.from_pretrained(
             self.facts.staged,
             dtype=getattr(torch, dtype),
@@ -141,6 +156,7 @@ class PackedEngine(Engine):
             set_direction(model, self.facts.attention == "causal")
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # its output is not used
+        round_weights(model, self.precision)
         return model.to(self.device).eval()
 
     def _estimate(self) -> int:
@@ -169,12 +185,12 @@ class PackedEngine(Engine):
         return pinned
 
     def _launch(
-        self, batch: Batch, arrays: list[torch.Tensor], packer: Packer
+        self, batch: Batch, arrays: list[torch.Tensor], packer: Packer, kept: int
     ) -> Iterator[tuple[Batch, torch.Tensor, Any]]:
         """Start the batch, in parts where it is larger than the budget or memory runs out."""
         if batch.shape == packer.shape(batch.width):
             try:
-                vectors = self._run(batch, arrays)
+                vectors = self._run(batch, arrays, kept)
             except torch.OutOfMemoryError:
                 self._halve(batch, packer)
             else:
@@ -182,7 +198,7 @@ class PackedEngine(Engine):
                 return
             torch.cuda.empty_cache()
         for part in packer.split(batch):
-            yield from self._launch(part, self._lay(part), packer)
+            yield from self._launch(part, self._lay(part), packer, kept)
 
     def _halve(self, batch: Batch, packer: Packer) -> None:
         """Halve the budget; raises the error at hand when one sequence alone doesn't fit."""
@@ -193,14 +209,14 @@ class PackedEngine(Engine):
         print(f"out of memory: going on with {packer.budget} tokens a batch", file=sys.stderr)
 
     @torch.inference_mode()
-    def _run(self, batch: Batch, arrays: list[torch.Tensor]) -> torch.Tensor:
-        """(n, dimension) vectors of a batch's n sequences, on the device."""
+    def _run(self, batch: Batch, arrays: list[torch.Tensor], kept: int) -> torch.Tensor:
+        """(n, kept) vectors of a batch's n sequences, on the device."""
         arrays = [array.to(self.device, non_blocking=True) for array in arrays]
         pooled = (self._run_varlen if self.varlen else self._run_padded)(*arrays, batch)
-        pooled = pooled[:, : self.facts.dimension].float()
+        pooled = pooled[:, :kept].float()
         if self.facts.normalize:
             pooled = torch.nn.functional.normalize(pooled, dim=-1)
-        return pooled.to(torch.float32 if self.compute_dtype == "float32" else torch.float16)
+        return pooled.to(torch.float32 if self.precision.dtype == "float32" else torch.float16)
 
     def _run_varlen(
         self, ids: torch.Tensor, positions: torch.Tensor, offsets: torch.Tensor, batch: Batch
@@ -258,12 +274,7 @@ class PackedEngine(Engine):
             done.synchronize()
         rows = batch.sequences.rows
         found = vectors.numpy()
-        bad = ~np.isfinite(found).all(1)
-        if bad.any():
-            raise UserError(
-                f"{self.facts.model_id}: text {rows[bad][0]} has NaN or Inf in its vector "
-                f"(computed in {self.compute_dtype}); try dtype: float32"
-            )
+        check_finite(found, rows, self.facts, self.precision)
         return Part(rows, found, len(batch.sequences.ids), int(batch.sequences.truncated.sum()))
 
 
@@ -273,13 +284,13 @@ def _pack(chunks: Iterable[Sequences], packer: Packer) -> Iterator[Batch]:
     yield from packer.flush()
 
 
-def pick_dtype(dtype: str, device: torch.device) -> str:
-    """What `auto` is on this device: bfloat16 on CUDA, float32 on CPU."""
-    if dtype == "fp8" and device.type == "cpu":
-        raise UserError("dtype fp8 needs a CUDA device; use bfloat16 or float32 on CPU")
-    if dtype != "auto":
-        return dtype
-    return "bfloat16" if device.type == "cuda" else "float32"
+def round_weights(model: torch.nn.Module, precision: Precision) -> None:
+    """Round the weights where the arithmetic doesn't do it."""
+    if precision.dtype == precision.arithmetic:
+        return
+    dtype = getattr(torch, precision.dtype)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype).to(parameter.dtype)
 
 
 def layers_of(model: torch.nn.Module) -> torch.nn.ModuleList:

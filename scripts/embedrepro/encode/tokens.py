@@ -28,12 +28,19 @@ class Tokeniser:
     Raises `UserError` when the prompt alone fills the limit.
     """
 
-    def __init__(self, tokenizer: Any, facts: Facts, role: str, instruction: str | None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        facts: Facts,
+        role: str,
+        instruction: str | None,
+        prompt: str | None = None,
+    ) -> None:
         if role not in ("query", "passage"):
             raise UserError(f"role {printable(role)}: use query or passage")
         self.tokenizer = tokenizer
         self.facts = facts
-        self.prompt = facts.prompt(role, instruction)
+        self.prompt = facts.prompt(role, instruction) if prompt is None else prompt
         self.limit = facts.max_length[role]
         self.end = None
         if facts.pooling == "last_token" and facts.end_token is not None:

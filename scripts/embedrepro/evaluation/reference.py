@@ -12,7 +12,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,33 +42,35 @@ def evaluator(dataset: str, split: str) -> tuple[str, str | None, str]:
     return (module, name, split) if split in splits else ("custom", None, "test")
 
 
-def export(dataset: Path, split: str, output: Path) -> None:
+def export(spec: Mapping[str, Any], output: Path) -> None:
     """Write a split of a prepared dataset where and as its evaluator looks for it (new folder)."""
-    _, name, known_as = evaluator(read_json(Path(dataset) / "dataset.json")["name"], split)
+    _, name, known_as = evaluator(spec["dataset"], spec["split"])
     with atomic(output) as folder:
         place = folder / name if name else folder
-        export_flagembedding(dataset, split, place)
+        export_flagembedding(Path(spec["corpus"]).parent, Path(spec["queries"]).parent, place)
         for part in ("queries", "qrels"):
             (place / f"test_{part}.jsonl").rename(place / f"{known_as}_{part}.jsonl")
 
 
-def run(
-    staged: Path, data: Path, spec: dict[str, Any], compute_dtype: str, output: Path
-) -> dict[str, Any]:
+def run(spec: Mapping[str, Any], output: Path) -> dict[str, Any]:
     """Run the evaluator under the watchdog and write `output`, JSON; returns what it holds.
 
-    `data`: what `export` wrote. `compute_dtype`: the precision that our own encoding ran in.
-    `spec`: model_id, dataset, split, facts (overrides of encode facts), instruction, devices,
-    batch_size, timeout_minutes, top_k, ignore_identical_ids. Raises watchdog.JobFailed when the
-    evaluator fails, hangs, or a worker of its pool dies.
+    `spec`: model_id, dataset, split, staged (the folder), corpus, queries and qrels (prepared
+    Parquet), sidecar (of our corpus' vectors: which precision to run in), query_prompt and
+    passage_prompt (None: as staged), instruction, devices, batch_size, timeout_minutes, top_k,
+    ignore_identical_ids. Raises watchdog.JobFailed when the evaluator fails, hangs, or a worker of
+    its pool dies.
     """
-    facts = resolve(staged, spec["facts"])
+    prompts = {k: spec[k] for k in ("query_prompt", "passage_prompt")}
+    facts = resolve(spec["staged"], prompts)
     if facts.trust_remote_code:
-        verify_code(staged)
+        verify_code(facts.staged)
+    compute_dtype = read_json(spec["sidecar"])["compute_dtype"]
     folder = Path(output).with_suffix("")
     remove(folder)
     folder.mkdir(parents=True)
-    data = with_passage_prompt(data, facts, spec, folder / "data")
+    export(spec, folder / "exported")
+    data = with_passage_prompt(folder / "exported", facts, spec, folder / "data")
     results = folder / "results"
     command = command_line(facts, data, spec, compute_dtype, results)
     print("FlagEmbedding's command:", shlex.join(command), sep="\n", file=sys.stderr, flush=True)
@@ -93,7 +95,7 @@ def run(
     return result
 
 
-def with_passage_prompt(data: Path, facts: Facts, spec: dict[str, Any], folder: Path) -> Path:
+def with_passage_prompt(data: Path, facts: Facts, spec: Mapping[str, Any], folder: Path) -> Path:
     """`data`, or a copy in `folder` whose passages begin with the model's prompt.
 
     The evaluator has no argument for it. It strips the white space around a passage.
@@ -119,7 +121,7 @@ def with_passage_prompt(data: Path, facts: Facts, spec: dict[str, Any], folder: 
 
 
 def command_line(
-    facts: Facts, data: Path, spec: dict[str, Any], compute_dtype: str, results: Path
+    facts: Facts, data: Path, spec: Mapping[str, Any], compute_dtype: str, results: Path
 ) -> list[str]:
     """The command as a user would type it; prompts that begin with a dash stay values."""
     module, name, split = evaluator(spec["dataset"], spec["split"])
@@ -193,22 +195,22 @@ def read_results(results: Path) -> dict[str, float]:
     return {ours: values[theirs] for ours, theirs in MEASURES.items()}
 
 
-def compare(rows: list[dict[str, Any]], output: Path) -> list[dict[str, Any]]:
-    """Write parity.json: for every run and measure FlagEmbedding's number, ours and their delta.
+def compare(rows: Sequence[Mapping[str, Any]], output: Path) -> list[dict[str, Any]]:
+    """Write for every run and measure FlagEmbedding's number, ours and their delta, as JSON.
 
     `rows`: model_id, model, dataset, split, ignore_identical_ids, reference (what `run` wrote), run
-    (ours), folder (of the prepared dataset). Ours is scored by FlagEmbedding's rules from our run.
+    (ours), qrels (prepared). Ours is scored by FlagEmbedding's rules from our run.
     """
     parity = [line for row in rows for line in compare_run(row)]
     write_json(output, parity)
     return parity
 
 
-def compare_run(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def compare_run(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     reference = read_json(row["reference"])
     scores = protocols.score(
         runs.iter_listed(row["run"]),
-        read_qrels(row["folder"], row["split"]),
+        read_qrels(row["qrels"]),
         [metrics.parse(name) for name in MEASURES],
         [PROTOCOL],
         row["dataset"],

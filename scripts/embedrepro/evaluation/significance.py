@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..files import json_text, sealed, whole
+from ..files import whole
 
 ALPHA = 0.05
 EXACT_UP_TO = 16  # non-zero differences: 65,536 sign patterns are enumerated, not sampled
@@ -114,25 +114,26 @@ def read_per_query(path: Path | str) -> dict[str, dict[str, float]]:
     return table
 
 
-def compare_models(paths: Iterable[Path | str], output: Path | str) -> None:
-    """Write every comparison of the per-query tables `<dataset>/<split>/<model>.per_query.tsv`.
+def compare_rows(rows: Iterable[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """Every comparison of rows with `dataset`, `split`, `model` and `per_query`, a table's path.
 
-    JSON list, one entry for each dataset, split and metric with two models or more: see `compare`.
+    One entry for each dataset, split and metric with two models or more: see `compare`.
     """
     places: dict[tuple[str, str], dict[str, Path]] = {}
-    for path in map(Path, paths):
-        dataset, split, name = path.absolute().parts[-3:]
-        places.setdefault((dataset, split), {})[name.removesuffix(".per_query.tsv")] = path
+    for row in rows:
+        place = places.setdefault((row["dataset"], row["split"]), {})
+        place[row["model"]] = Path(row["per_query"])
     results = []
     for (dataset, split), tables in places.items():
+        if len(tables) < 2:
+            continue
         values = {model: read_per_query(path) for model, path in tables.items()}
         for metric in next(iter(values.values())):
             scores = {model: table[metric] for model, table in values.items() if metric in table}
             if len(scores) > 1:
                 where = {"dataset": dataset, "split": split, "metric": metric}
                 results.append(where | compare(scores, f"{dataset}/{split}"))
-    with sealed(output) as temporary:
-        temporary.write_text(json_text(results), encoding="utf-8")
+    return results
 
 
 def compare(scores: Mapping[str, Mapping[str, float]], where: str) -> dict[str, Any]:

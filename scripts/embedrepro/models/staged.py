@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from ..files import damaged, sha256
-from .facts import json_object
 from ..sources.snapshot import check_digests
+from .facts import json_object
 
 
 def verify_staged(staged: Path) -> None:

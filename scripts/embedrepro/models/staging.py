@@ -15,12 +15,12 @@ from typing import Any
 from ..errors import UserError, printable
 from ..files import atomic, damaged, sha256, write_json, write_record
 from ..keys import RECIPE
+from ..sources.hub import check_replaceable
+from ..sources.snapshot import check_digests, check_no_pointers, check_whole
 from .architectures import native_class
 from .facts import hidden_size, json_object, resolve
-from ..sources.hub import check_replaceable
 from .preflight import preflight, refuse_failed
 from .remote_code import code_files, localize
-from ..sources.snapshot import check_digests, check_no_pointers, check_whole
 from .tokenizer_files import TOKENIZER_FILES, refuse_bad_tokenizer, write_tokenizer
 
 HASH = re.compile(r"[0-9a-f]{40}")

@@ -11,8 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import UserError
-from ..files import read_json, whole
+from ..files import read_json
 
 
 class Key(NamedTuple):
@@ -72,7 +71,7 @@ class Report:
     stages: dict[str, dict[str, Any]]
     embeddings: list[dict[str, Any]]
     datasets: dict[str, dict[str, Any]]
-    dataset_folders: dict[str, Path]
+    texts: dict[str, Path]  # corpus.parquet by dataset
     parity: list[dict[str, Any]]
     runs: dict[Key, Path]
     per_query: dict[Key, Path]
@@ -177,8 +176,8 @@ class Report:
         return f"-- {shlex.quote(str(self.runs[key]))}"
 
 
-VERDICTS = ("reproduced", "higher", "lower", "not comparable")
-WORST_FIRST = ("lower", "higher", "reproduced", "not comparable")
+VERDICTS = ("reproduced", "reproduced within rounding", "higher", "lower", "not comparable")
+WORST_FIRST = ("lower", "higher", "reproduced within rounding", "reproduced", "not comparable")
 
 
 def measured_here(row: dict[str, str], scores: dict[str, Any]) -> bool:
@@ -194,26 +193,44 @@ def plain(metric: str) -> str:
     return re.sub(r"\(rel=\d+\)", "", metric)
 
 
-def collect(spec_path: Path, inputs_path: Path) -> Report:
-    """Read an experiment spec and the list of its result files (JSON; see `make_report.py`)."""
-    spec, inputs = read_json(spec_path), read_json(inputs_path)
-    folders = {Path(path).parent.name.rsplit("-", 1)[0]: Path(path) for path in inputs["datasets"]}
+def collect(
+    spec: dict[str, Any], verdicts: list[dict[str, str]], comparisons: list[dict[str, Any]]
+) -> Report:
+    """Read the files that a report's spec lists; rows whose scores aren't there are holes.
+
+    `spec`: experiment, command, metrics, git_commit, dirty, versions, models, datasets, rows
+    [{model, dataset, split, scores, per_query, run}], stages and preflights {model: path}, vectors
+    [{model, dataset, part, shard, sidecar}], corpora {dataset: path}, splits {dataset: {split:
+    {queries, qrels}}}, parity (a path or None), holes [{model, dataset, split, reason}].
+    """
+    there = [row for row in spec["rows"] if Path(row["scores"]).exists()]
+    keyed = {Key(row["model"], row["dataset"], row["split"]): row for row in there}
+    corpora = {slug: Path(path) for slug, path in spec["corpora"].items() if Path(path).exists()}
     return Report(
         spec=spec,
         models=models(spec["models"]),
         columns=columns(spec["datasets"]),
         metrics=list(spec["metrics"]),
-        scores={key: read_json(path) for key, path in keyed(inputs["scores"], ".json")},
-        verdicts=read_tsv(whole(inputs["verdicts"])) if inputs.get("verdicts") else [],
-        comparisons=read_json(whole(inputs["comparisons"])) if inputs.get("comparisons") else [],
-        stages={stage["model"]: stage for stage in map(read_json, inputs["stages"])},
-        embeddings=[read_embedding(Path(path)) for path in inputs["embeddings"]],
-        datasets={slug: read_json(path) for slug, path in folders.items()},
-        dataset_folders={slug: path.parent for slug, path in folders.items()},
-        parity=read_json(inputs["parity"]) if inputs.get("parity") else [],
-        runs=dict(keyed(inputs["runs"], ".trec")),
-        per_query=dict(keyed(inputs["per_query"], ".per_query.tsv")),
+        scores={key: read_json(row["scores"]) for key, row in keyed.items()},
+        verdicts=verdicts,
+        comparisons=comparisons,
+        stages={slug: stage for slug, stage in read_stages(spec)},
+        embeddings=[read_vectors(row) for row in spec["vectors"] if Path(row["sidecar"]).exists()],
+        datasets={slug: read_json(path) for slug, path in corpora.items()},
+        texts={slug: path.with_name("corpus.parquet") for slug, path in corpora.items()},
+        parity=read_json(spec["parity"]) if spec.get("parity") else [],
+        runs={key: Path(row["run"]) for key, row in keyed.items()},
+        per_query={key: Path(row["per_query"]) for key, row in keyed.items()},
     )
+
+
+def read_stages(spec: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What staging and preflight recorded of each embedding model, by its slug."""
+    for slug, path in spec["stages"].items():
+        proof = Path(spec["preflights"][slug])
+        if Path(path).exists():
+            findings = read_json(proof)["findings"] if proof.exists() else []
+            yield slug, read_json(path) | {"preflight": findings}
 
 
 def models(entries: list[dict[str, str]]) -> list[Model]:
@@ -242,26 +259,12 @@ def columns(entries: list[dict[str, str]]) -> list[Column]:
     ]
 
 
-def keyed(paths: list[str], suffix: str) -> Iterator[tuple[Key, Path]]:
-    """Each path with the key that its last three parts spell: `<dataset>/<split>/<model>`."""
-    for path in map(Path, paths):
-        if not path.name.endswith(suffix) or len(path.parts) < 3:
-            raise UserError(f"{path}: expected <dataset>/<split>/<model>{suffix}")
-        yield Key(path.name.removesuffix(suffix), path.parts[-3], path.parts[-2]), path
-
-
 def read_tsv(path: Path | str) -> list[dict[str, str]]:
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
-def read_embedding(path: Path) -> dict[str, Any]:
-    """An array's sidecar and what its path says: model and dataset slug, part and shard."""
-    shard = re.fullmatch(r"corpus-(\d+)-of-(\d+)", path.stem)
-    return read_json(path) | {
-        "path": str(path.with_suffix(".npy")),
-        "model": path.parent.name.rsplit("-", 1)[0],
-        "dataset": path.parent.parent.name,
-        "part": "corpus" if shard else path.stem,
-        "shard": path.stem.removeprefix("corpus-") if shard else "0-of-1",
-    }
+def read_vectors(row: dict[str, str]) -> dict[str, Any]:
+    """An array's sidecar and what the plan says of it: model and dataset slug, part and shard."""
+    place = {key: row[key] for key in ("model", "dataset", "part", "shard")}
+    return read_json(row["sidecar"]) | place | {"path": row["sidecar"].removesuffix("json") + "npy"}

@@ -55,10 +55,10 @@ def explore(report: Report) -> list[str | None]:
 
 def explore_column(report: Report, column: Column, budget: int) -> str | None:
     found = read_differences(report, column)
-    if len(found.models) < 2 or column.slug not in report.dataset_folders:
+    if len(found.models) < 2 or column.slug not in report.texts:
         return None
     orders = largest_differences(found.values)
-    texts = read_texts(found, chosen(orders, ROUNDS), report.dataset_folders[column.slug], column)
+    texts = read_texts(report, found, chosen(orders, ROUNDS), column)
     holm = adjusted_p(report, column, found.models)
     for rounds, excerpt in PLANS:
         entry = packed(found, texts, chosen(orders, rounds), excerpt)
@@ -177,18 +177,18 @@ def rounded(p: float | None) -> float | None:
     return None if p is None else float(f"{p:.3g}")
 
 
-def read_texts(found: Differences, chosen: list[int], folder: Path, column: Column) -> Texts:
+def read_texts(report: Report, found: Differences, chosen: list[int], column: Column) -> Texts:
     """Texts and judgements that the chosen queries need."""
     import pyarrow.parquet as pq
 
     names = [found.queries[query] for query in chosen]
     ids = {document for name in names for hits in found.hits for document in hits.get(name, [])}
-    split = folder / column.split
-    queries = pq.read_table(whole(split / "queries.parquet"), columns=["id", "text"])
+    split = report.spec["splits"][column.slug][column.split]
+    queries = pq.ParquetFile(whole(split["queries"])).read(["id", "text"])
     return Texts(
         queries=dict(zip(queries["id"].to_pylist(), queries["text"].to_pylist(), strict=True)),
-        documents=read_documents(folder / "corpus.parquet", ids),
-        grades=read_grades(split / "qrels.parquet", names),
+        documents=read_documents(report.texts[column.slug], ids),
+        grades=read_grades(Path(split["qrels"]), names),
     )
 
 
@@ -218,7 +218,7 @@ def read_grades(qrels: Path, names: list[str]) -> dict[str, dict[str, int]]:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    table = pq.read_table(whole(qrels), columns=["query_id", "doc_id", "relevance"])
+    table = pq.ParquetFile(whole(qrels)).read(["query_id", "doc_id", "relevance"])
     wanted = pa.array(names, table["query_id"].type)
     grades: dict[str, dict[str, int]] = {}
     for row in table.filter(pc.is_in(table["query_id"], value_set=wanted)).to_pylist():

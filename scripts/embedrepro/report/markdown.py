@@ -17,6 +17,7 @@ def markdown(report: Report) -> str:
     ]
     for metric in report.metrics:
         parts += section(f"Leaderboard, {escape(metric)}", leaderboard(report, metric))
+    parts += section("Not made", hole_list(report))
     parts += section("Parity with FlagEmbedding", parity_table(report))
     parts += section("Cost", cost_table(report))
     parts += section("Provenance", provenance_list(report))
@@ -102,6 +103,15 @@ def leaderboard(report: Report, metric: str) -> str:
 def cell(score: Score | None, best: float | None) -> str:
     text = number(score.value if score else None)
     return f"**{text}**" if score and score.value == best else text
+
+
+def hole_list(report: Report) -> str:
+    """Rows that couldn't be made, each with its reason."""
+    return "\n".join(
+        f"- {escape(row['model'])} on {escape(row['dataset'])} {escape(row['split'])}: "
+        f"{escape(row['reason'])}"
+        for row in report.spec.get("holes", [])
+    )
 
 
 def parity_table(report: Report) -> str:

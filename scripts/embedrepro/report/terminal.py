@@ -1,7 +1,5 @@
 """What the terminal shows at the end of a run."""
 
-from pathlib import Path
-
 from ..errors import printable
 from .collect import Report
 from .markdown import SIGNS, headline
@@ -11,8 +9,8 @@ COLUMNS = ("model_id", "dataset", "metric", "published", "measured", "delta")
 ROWS = 40  # of verdicts, the worst first
 
 
-def summary(report: Report, page: Path) -> str:
-    """The verdicts (without any, the scores) and where the report lies; safe to print."""
+def summary(report: Report) -> str:
+    """The verdicts (without any, the scores), then what is missing and why; safe to print."""
     shown = report.worst_first()[:ROWS]
     rows = [[printable(decimals(row[name]), 48) for name in COLUMNS] for row in shown]
     table = [["model", *COLUMNS[1:]], *rows]
@@ -31,7 +29,14 @@ def summary(report: Report, page: Path) -> str:
         lines.append("")
     else:
         lines += [*scores(report), ""]
-    return "\n".join([*lines, f"{headline(report)}.", f"Report: {page}"])
+    lines.append(f"{headline(report)}.")
+    lines += [f"not made: {hole(row)}" for row in report.spec.get("holes", [])]
+    return "\n".join(lines) + "\n"
+
+
+def hole(row: dict[str, str]) -> str:
+    place = f"{row['model']} on {row['dataset']} {row['split']}"
+    return printable(f"{place}: {row['reason']}", 1000)
 
 
 def scores(report: Report) -> list[str]:

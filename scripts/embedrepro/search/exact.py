@@ -77,8 +77,8 @@ def search_shard(
         batches = score_all(vectors, documents, k, ids_of)
     else:
         from ..encode import pick_device
-        from .scan import scan  # imports torch
         from ..vectors.shard import Shard
+        from .scan import scan  # imports torch
 
         batches = scan(vectors, Shard(corpus, pick_device(device)), k, ids_of, str(queries))
     write_hits(output, ((first, docs + start, scores) for first, docs, scores in batches), facts)

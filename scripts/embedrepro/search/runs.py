@@ -6,9 +6,13 @@ run written here is already in that order, so the rank in the file is the rank t
 """
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +21,43 @@ import pyarrow.parquet as pq
 
 from ..errors import UserError, printable
 from ..files import sealed, whole
+from .run_text import check_fields, run_text
 
 Ids = Callable[[np.ndarray], pa.Array]  # row numbers to document ids
 Ranking = tuple[str, list[str], np.ndarray]  # query id, document ids, float32 scores; in order
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+QUERIES = 256  # of Python objects made into one listing
+READ = 2**25  # bytes of a run that are parsed at once
+COLUMNS = {
+    "query": pa.dictionary(pa.int32(), pa.string()),
+    "q0": pa.string(),
+    "doc": pa.string(),
+    "rank": pa.int64(),
+    "score": pa.float64(),
+    "tag": pa.string(),
+}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Hits of some whole queries, as a run lists them.
+
+    queries: ids (g); starts: int64 (g + 1), query i has the hits starts[i] to starts[i + 1];
+    docs: ids (n); scores: float32, or float64 as read from a run, (n).
+    """
+
+    queries: pa.Array
+    starts: np.ndarray
+    docs: pa.Array
+    scores: np.ndarray
+
+    @property
+    def of_query(self) -> np.ndarray:
+        """The query's number of each hit, int64 (n)."""
+        return np.repeat(np.arange(len(self.queries)), np.diff(self.starts))
 
 
 def trec_order(query: np.ndarray, score: np.ndarray, doc: np.ndarray, ids: Ids) -> np.ndarray:
@@ -81,34 +119,54 @@ def read_ids(path: Path | str, start: int = 0, stop: int | None = None) -> pa.Ar
 
 
 def write_run(path: Path | str, rankings: Iterable[Ranking], tag: str) -> None:
-    """Write rankings, each already in trec_eval's order, as a TREC run; whole or not at all.
+    """`write_listings` of rankings, each already in trec_eval's order."""
+    write_listings(path, listings_of(rankings), tag)
+
+
+def listings_of(rankings: Iterable[Ranking]) -> Iterator[Listing]:
+    """The same hits, some hundred queries at a time."""
+    rest = iter(rankings)
+    while block := list(islice(rest, QUERIES)):
+        yield Listing(
+            pa.array([query for query, _, _ in block], pa.large_string()),
+            np.cumsum([0, *(len(docs) for _, docs, _ in block)]),
+            pa.array([doc for _, docs, _ in block for doc in docs], pa.large_string()),
+            np.concatenate([np.asarray(scores) for _, _, scores in block]),
+        )
+
+
+def write_listings(path: Path | str, listings: Iterable[Listing], tag: str) -> None:
+    """Write hits, each query's already in trec_eval's order, as a TREC run; whole or not at all.
 
     Scores are float32 and printed with nine significant digits, which round-trips them.
     """
-    _check_field(tag, "tag")
-    with sealed(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        for query, docs, scores in rankings:
-            _check_field(query, "query id")
-            for doc in docs:
-                _check_field(doc, "document id")
-            file.writelines(
-                f"{query} Q0 {doc} {rank} {score:.9g} {tag}\n"
-                for rank, (doc, score) in enumerate(zip(docs, scores.tolist(), strict=True), 1)
-            )
+    check_fields(pa.array([tag], pa.large_string()), "tag")
+    with sealed(path) as temporary, open(temporary, "wb") as file:
+        for text in in_parallel(lambda hits: _text(hits, tag), listings):
+            file.write(text)
 
 
-def _check_field(text: str, what: str) -> None:
-    if text.split() != [text]:
-        raise UserError(
-            f"{what} {printable(text)!r} is empty or holds white space, which a TREC run can't "
-            "carry; rename it in the dataset"
-        )
+def _text(hits: Listing, tag: str) -> memoryview:
+    return memoryview(run_text(hits.queries, hits.starts, hits.docs, hits.scores, tag))
+
+
+def in_parallel(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`map(work, items)` in as many threads as there are cores, few items ahead, in order."""
+    threads = min(4, len(os.sched_getaffinity(0)))
+    pending: list[Future[R]] = []
+    with ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) > threads:
+                yield pending.pop(0).result()
+        for future in pending:
+            yield future.result()
 
 
 def iter_run(path: Path | str) -> Iterator[Ranking]:
     """Read a TREC run query by query, each query's lines put into trec_eval's order.
 
-    Raises what `iter_listed` raises.
+    Raises what `read_listings` raises.
     """
     for query, scores in iter_listed(path):
         yield ranked(query, scores)
@@ -117,9 +175,135 @@ def iter_run(path: Path | str) -> Iterator[Ranking]:
 def iter_listed(path: Path | str) -> Iterator[tuple[str, dict[str, float]]]:
     """Read a TREC run query by query: its id, and {document id: score} as the file lists them.
 
+    Raises what `read_listings` raises.
+    """
+    for hits in read_listings(path):
+        for number, query in enumerate(hits.queries.to_pylist()):
+            part = slice(*hits.starts[number : number + 2])
+            docs = hits.docs[part].to_pylist()
+            yield query, dict(zip(docs, hits.scores[part].tolist(), strict=True))
+
+
+def read_listings(path: Path | str) -> Iterator[Listing]:
+    """Read a TREC run, many whole queries at a time, as the file lists them; float64 scores.
+
     Raises `UserError` naming file and line for a malformed line, a score that is not finite, a
     document twice in one query, or a query whose lines are not together.
     """
+    known = 0
+    try:
+        for hits in _parsed(whole(path)):
+            yield hits
+            known += len(hits.queries)
+    except (pa.ArrowInvalid, _Unusual):  # other white space, or a mistake to be named
+        rest = islice(_line_by_line(path), known, None)
+        yield from listings_of((q, list(hits), np.array([*hits.values()])) for q, hits in rest)
+
+
+class _Unusual(Exception):
+    """A run that has to be read line by line."""
+
+
+def _parsed(path: Path) -> Iterator[Listing]:
+    """`read_listings` of a run whose lines are as ours; raises `_Unusual` or pyarrow's for others.
+
+    A chunk's last query may go on in the next, so its lines wait for it.
+    """
+    seen: set[str] = set()
+    waiting: list[pa.Table] = []
+    for chunk, more in _chunks(path):
+        table = pa.concat_tables([*waiting, _parse(chunk)]).combine_chunks()
+        hits = _listing(table)
+        last = len(hits.queries) - more
+        stop = int(hits.starts[last])
+        waiting = [table.slice(stop)]
+        if not last:
+            continue
+        names = hits.queries[:last].to_pylist()
+        if len(set(names)) < last or not seen.isdisjoint(names):
+            raise _Unusual
+        seen.update(names)
+        hits = Listing(
+            hits.queries[:last], hits.starts[: last + 1], hits.docs[:stop], hits.scores[:stop]
+        )
+        if not np.isfinite(hits.scores).all() or _comes_twice(hits):
+            raise _Unusual
+        yield hits
+
+
+def _chunks(path: Path) -> Iterator[tuple[bytes, bool]]:
+    """Whole lines, about `READ` bytes at a time, and whether more follow."""
+    rest = b""
+    with open(path, "rb") as file:
+        while read := file.read(READ):
+            end = read.rfind(b"\n") + 1
+            if not end:
+                rest += read
+                continue
+            chunk, rest = rest + read[:end], read[end:]
+            yield chunk, True
+        yield rest, False
+
+
+def _parse(chunk: bytes) -> pa.Table:
+    from pyarrow import csv
+
+    used = ["query", "doc", "rank", "score"]
+    if not chunk:
+        return pa.schema([(name, COLUMNS[name]) for name in used]).empty_table()
+    return csv.read_csv(
+        pa.BufferReader(chunk),
+        csv.ReadOptions(column_names=list(COLUMNS), block_size=2**22),
+        csv.ParseOptions(delimiter=" ", quote_char=False, ignore_empty_lines=False),
+        csv.ConvertOptions(column_types=COLUMNS, null_values=[], include_columns=used),
+    )
+
+
+def _listing(table: pa.Table) -> Listing:
+    query, doc, score = (_one(table[name]) for name in ("query", "doc", "score"))
+    codes = query.indices.to_numpy()
+    changes = np.flatnonzero(codes[1:] != codes[:-1]) + 1
+    starts = np.r_[[0] if len(codes) else [], changes].astype(np.int64)
+    queries = query.dictionary.take(query.indices.take(pa.array(starts)))
+    return Listing(queries, np.r_[starts, len(codes)], doc, score.to_numpy())
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _comes_twice(hits: Listing) -> bool:
+    """Whether some query lists a document twice. One in 10^6 runs of 10^7 hits is said to."""
+    keys = _hashes(hits.docs)
+    keys += hits.of_query.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    keys ^= keys >> np.uint64(29)
+    keys *= np.uint64(0xBF58476D1CE4E5B9)
+    keys.sort()
+    return bool((keys[1:] == keys[:-1]).any())
+
+
+def _hashes(texts: pa.Array) -> np.ndarray:
+    """A hash of each text (n), uint64, over eight bytes at a time."""
+    _, offsets, data = texts.buffers()
+    width = np.int32 if texts.type == pa.string() else np.int64
+    ends = np.frombuffer(offsets, width)[texts.offset : texts.offset + len(texts) + 1]
+    raw = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]] if data and len(ends) else b""
+    padded = np.zeros(len(raw) + 8, np.uint8)
+    padded[:-8] = raw
+    words = np.ndarray(len(raw) + 1, "<u8", padded, strides=(1,))  # one from each byte on
+    start, left = (ends[:-1] - ends[:1]).astype(np.int64), np.diff(ends).astype(np.int64)
+    found = left.astype(np.uint64)
+    masks = np.array([256**size - 1 for size in range(9)], np.uint64)
+    for at in range(0, int(left.max(initial=0)), 8):
+        size = np.clip(left - at, 0, 8)
+        word = words[np.minimum(start + at, len(raw))] & masks[size]
+        found = (found ^ word) * np.uint64(0xD6E8FEB86659FD93)
+        found ^= found >> np.uint64(32)
+    return found
+
+
+def _line_by_line(path: Path | str) -> Iterator[tuple[str, dict[str, float]]]:
+    """Query ids and {document id: score}; names the line that is wrong."""
     seen: set[str] = set()
     for query, lines in groupby(_lines(path), key=lambda line: line[1]):
         scores: dict[str, float] = {}
@@ -153,7 +337,7 @@ def read_run(path: Path | str) -> dict[str, dict[str, float]]:
 
 
 def _lines(path: Path | str) -> Iterator[tuple[int, str, str, float]]:
-    with open(whole(path), "rb") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 query, _, doc, rank, score, _ = line.decode("utf-8").split()

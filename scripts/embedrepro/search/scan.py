@@ -15,12 +15,12 @@ from functools import partial
 import numpy as np
 import torch
 
-from .candidates import CHUNK, Pool
 from ..vectors.embeddings import not_finite
+from ..vectors.shard import Shard
+from .candidates import CHUNK, Pool
 from .hits import Batch, group_size
 from .runs import Ids
 from .scores import Product, score_pairs, score_rows
-from ..vectors.shard import Shard
 
 CPU_SCORES = 2**22  # float32 scores held at a time: 16 MiB stay in the last-level cache
 CUDA_SCORES = 2**29

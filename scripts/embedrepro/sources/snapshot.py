@@ -9,7 +9,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -241,12 +241,22 @@ def check_digests(folder: Path, files: Mapping[str, dict], listed: str) -> None:
 
 
 def remembered_hashes(folder: Path, paths: Mapping[str, Path], cache: Path) -> dict[str, dict]:
-    """`hash_files`, but a file whose size, time and inode are as last time is not read again.
-
-    A file changed less than two seconds ago is not remembered: it could change once more within
-    the clock's tick.
-    """
+    """`hash_files`, but a file whose size, time and inode are as last time is not read again."""
     memory = cache / "digests" / f"{digest(str(folder.resolve()))}.json"
+    return remembered(paths, memory, hash_files)
+
+
+def remembered(
+    paths: Mapping[str, Path],
+    memory: Path,
+    measure: Callable[[Mapping[str, Path]], dict[str, dict]],
+) -> dict[str, dict]:
+    """name → what `measure` says of each file; one that did not change is not read again.
+
+    `memory` keeps what was measured with each file's size, time and inode, also of files that are
+    not asked for this time. A file changed less than two seconds ago is not remembered: it could
+    change once more within the clock's tick.
+    """
     try:
         known = read_json(memory)
     except UserError:  # nothing remembered, or what was is damaged
@@ -255,20 +265,15 @@ def remembered_hashes(folder: Path, paths: Mapping[str, Path], cache: Path) -> d
     for name, path in paths.items():
         info = path.stat()
         marks[name] = [info.st_size, info.st_mtime_ns, info.st_ino]
-        entry = known.get(name)
-        if entry and entry["mark"] == marks[name]:
-            old[name] = {"size": info.st_size, "sha256": entry["sha256"]}
-    new = hash_files({name: path for name, path in paths.items() if name not in old})
+        if known.get(name, {}).get("mark") == marks[name]:
+            old[name] = {k: v for k, v in known[name].items() if k != "mark"}
+    found = old | measure({name: path for name, path in paths.items() if name not in old})
     settled = time.time_ns() - 2_000_000_000
-    hashes = old | new
-    memo = {
-        name: {"mark": marks[name], "sha256": hashes[name]["sha256"]}
-        for name in paths
-        if marks[name][1] < settled
-    }
+    memo = {name: entry for name, entry in known.items() if name not in paths}
+    memo |= {n: found[n] | {"mark": marks[n]} for n in paths if marks[n][1] < settled}
     if memo != known:
         write_record(memory, memo)
-    return dict(sorted(hashes.items()))
+    return dict(sorted(found.items()))
 
 
 def path_digest(folder: Path | str, cache: Path | str) -> str:

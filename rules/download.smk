@@ -1,0 +1,42 @@
+# Needs: the config's models, rerankers too. Gives: for each a snapshot with a manifest of digests,
+# then a staged folder whose name and files every library loads the same way.
+
+for job in jobs("download"):
+
+    rule:
+        name:
+            job.name
+        input:
+            absent(job.inputs),
+        output:
+            products(job),
+        log:
+            log_of(job),
+        conda:
+            "../envs/data.yaml"
+        threads: job.threads
+        resources:
+            **asked(job),
+        shell:
+            command("download_model", job)
+
+
+for job in jobs("stage"):
+
+    rule:
+        name:
+            job.name
+        input:
+            absent(job.inputs),
+        output:
+            products(job),
+        log:
+            log_of(job),
+        conda:
+            "../envs/data.yaml"
+        threads: job.threads
+        resources:
+            **asked(job),
+        shell:
+            command("stage_model", job)
+

@@ -1,0 +1,31 @@
+# Needs: the config's datasets. Gives: validated Parquet: corpora, queries and judgements by split.
+
+for job in jobs("prepare"):
+
+    rule:
+        name:
+            job.name
+        input:
+            absent(job.inputs),
+        output:
+            products(job),
+        log:
+            log_of(job),
+        conda:
+            "../envs/data.yaml"
+        threads: job.threads
+        resources:
+            **asked(job),
+        shell:
+            command("prepare_dataset", job)
+
+
+rule fetch:
+    # All that needs a network, on a machine that has one: for clusters whose nodes have none.
+    input:
+        absent(
+            a.path
+            for a in PLAN.artifacts.values()
+            if a.step in ("download", "corpus", "split")
+        ),
+    localrule: True

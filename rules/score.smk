@@ -1,0 +1,21 @@
+# Needs: runs, judgements. Gives: metrics per query and mean, with intervals.
+
+for job in jobs("score"):
+
+    rule:
+        name:
+            job.name
+        input:
+            absent(job.inputs),
+        output:
+            products(job),
+        log:
+            log_of(job),
+        conda:
+            "../envs/data.yaml"
+        threads: job.threads
+        resources:
+            **asked(job),
+        shell:
+            command("score_runs", job)
+

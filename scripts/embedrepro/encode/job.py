@@ -1,0 +1,257 @@
+"""What a job calls: a list of pieces to `.npy` files with their sidecars, one model loaded once."""
+
+import gc
+import resource
+import secrets
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .. import files
+from ..errors import UserError, printable
+from ..vectors.dense import ArrayWriter, load_array, seal_array
+from . import import_libraries, load_engine, stated_dtype
+from .engine import DTYPES, ENGINES, Engine, cut_dimensions
+from .facts import ROLES, Facts, resolve
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of a corpus, or a split's queries, and the file that their vectors go to.
+
+    `texts`: a prepared corpus.parquet or queries.parquet, `role` query or passage. The piece is
+    shard `shard` (from 0) of `of`. `dtype`: float32, bfloat16, float16, fp8, or fast for the one
+    that stage.json names. `prompt`: what stands before each text; None is the staged prompt, with
+    `instruction` for its {task}. `title`: join or drop. `dimensions`: None is as staged.
+    `compiled`: whether the model's layers are compiled. Bytes depend on all of these but `of` and
+    `shard`, and on nothing else.
+    """
+
+    texts: Path
+    role: str
+    shard: int
+    of: int
+    output: Path
+    dtype: str
+    prompt: str | None = None
+    instruction: str | None = None
+    title: str = "join"
+    dimensions: int | None = None
+    compiled: bool = False
+
+
+def encode_pieces(
+    staged: Path,
+    pieces: Sequence[Piece],
+    device: str = "auto",
+    tokens_per_batch: int | None = None,
+    on_model: Callable[[Engine], None] | None = None,
+) -> None:
+    """Encode each piece whose output is not there and whole.
+
+    Those of one precision run one after the other, float32 first and queries first, on one loaded
+    model. `on_model` gets the model in float32 before it encodes anything, where one is loaded. A
+    piece that can't be encoded for a mistake in its own data doesn't keep the others from it; the
+    first such `UserError` is raised at the end. Where nothing is left to do nothing is imported.
+    """
+    staged = Path(staged)
+    left = [piece for piece in pieces if not is_written(piece.output)]
+    if not left:
+        return
+    facts = resolve(staged, {})
+    dtypes = {piece: stated_dtype(staged, piece.dtype) for piece in left}
+    for piece in left:
+        _check(piece, dtypes[piece], facts)
+    with ThreadPoolExecutor(1) as pool:  # hashing files leaves the interpreter to the imports
+        verified = pool.submit(_verify, staged)
+        import_libraries(facts.engine)
+        verified.result()
+    errors: list[UserError] = []
+    for dtype, compiled in _models(dtypes):
+        mine = [piece for piece in left if (dtypes[piece], piece.compiled) == (dtype, compiled)]
+
+        def load(dtype: str = dtype, compiled: bool = compiled) -> Engine:
+            return load_engine(staged, {"dtype": dtype}, device, tokens_per_batch, compiled)
+
+        errors += _encode_with(load, mine, on_model)
+        on_model = None  # float32 comes first
+        _collect()
+    if errors:
+        raise errors[0]
+
+
+def _encode_with(
+    load: Callable[[], Engine], pieces: list[Piece], on_model: Callable[[Engine], None] | None
+) -> list[UserError]:
+    """Encode pieces of one precision; the model is gone when this returns."""
+    engine = load()
+    if on_model and engine.precision.dtype == "float32":
+        on_model(engine)
+    errors = []
+    for piece in sorted(pieces, key=lambda piece: piece.role != "query"):
+        try:
+            encode_piece(engine, piece)
+        except UserError as error:
+            print(f"{label(engine, piece)}: {printable(error, 2000)}", file=sys.stderr)
+            errors.append(error)
+    return errors
+
+
+def is_written(output: Path) -> bool:
+    """Whether a whole array with its sidecar stands at `output`; its bytes are not hashed."""
+    try:
+        array, _ = load_array(output, verify=False)
+    except UserError:
+        return False
+    return bool(array.offset + array.nbytes == output.stat().st_size)
+
+
+def _check(piece: Piece, dtype: str, facts: Facts) -> None:
+    """Mistakes that show before a model is loaded."""
+    from .texts import row_range  # pyarrow
+
+    if piece.role not in ROLES:
+        raise UserError(f"role {printable(piece.role)}: use query or passage")
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {printable(dtype)}: use one of {', '.join(DTYPES)}, or fast")
+    row_range(piece.texts, piece.shard, piece.of)
+    if piece.prompt is None:
+        facts.prompt(piece.role, piece.instruction)
+
+
+def _verify(staged: Path) -> None:
+    from ..models.staged import verify_staged
+
+    verify_staged(staged)
+
+
+def _models(dtypes: dict[Piece, str]) -> list[tuple[str, bool]]:
+    """(dtype, compiled) of each model that is needed, float32 first."""
+    found = {(dtype, piece.compiled) for piece, dtype in dtypes.items()}
+    return sorted(found, key=lambda model: (DTYPES.index(model[0]), model[1]))
+
+
+def _collect() -> None:
+    """Give a model's memory back before the next one is loaded."""
+    import torch
+
+    gc.unfreeze()  # its own cycles are among what start-up froze
+    gc.collect()
+    gc.freeze()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def encode_piece(engine: Engine, piece: Piece) -> dict[str, Any]:
+    """Encode one piece; returns the sidecar's own facts.
+
+    Vectors go straight to a temporary file, which gets its name when it is whole. Progress goes to
+    stderr. Raises `UserError` for a file, shard or setting that doesn't fit.
+    """
+    from .texts import read_texts, row_range
+
+    start, stop = row_range(piece.texts, piece.shard, piece.of)
+    prompt = piece.prompt
+    if prompt is None:
+        prompt = engine.facts.prompt(piece.role, piece.instruction)
+    source = read_texts(piece.texts, start, stop, piece.role, piece.title)
+    parts = engine.encode(source, piece.role, prompt=prompt, dimensions=piece.dimensions)
+    width = cut_dimensions(engine.facts, engine.dimension, piece.dimensions)
+    began = time.perf_counter()
+    totals = {"docs": stop - start, "tokens": 0, "truncated": 0}
+    output = piece.output
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.parent / f"{files.TEMPORARY}{secrets.token_hex(4)}-{output.name[:100]}"
+    try:
+        with (
+            ArrayWriter(temporary, (stop - start, width), engine.precision.stored) as writer,
+            Progress(stop - start, label(engine, piece)) as progress,
+        ):
+            for part in parts:
+                writer.put(part.rows, part.vectors)
+                totals["tokens"] += part.tokens
+                totals["truncated"] += part.truncated
+                progress.update(len(part.rows), totals["tokens"])
+        meta = totals | {"seconds": round(time.perf_counter() - began, 4)}
+        meta |= {"rows": [start, stop]} | describe(engine, piece, prompt)
+        seal_array(temporary, output, **meta)
+    except BaseException:
+        files.remove(temporary)
+        raise
+    return meta
+
+
+def label(engine: Engine, piece: Piece) -> str:
+    """What progress calls a piece: the model, then the dataset's folder and the file."""
+    dataset = piece.output.parent.parent.name
+    return f"{printable(engine.facts.model_id)}: {printable(dataset)} {piece.output.stem}"
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a line at the start and one at the end."""
+
+    def __init__(self, total: int, name: str) -> None:
+        self.total, self.name, self.tokens = total, name, 0
+        self.began = time.perf_counter()
+        self.bar: tqdm | None = None
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=total, desc=name, unit=" texts", mininterval=0.5)
+        else:
+            print(f"{name}: {total:,} texts", file=sys.stderr, flush=True)
+
+    def update(self, count: int, tokens: int) -> None:
+        self.tokens = tokens
+        if self.bar is not None:
+            self.bar.set_postfix(tokens=tokens, refresh=False)
+            self.bar.update(count)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        elif kind is None:
+            seconds = time.perf_counter() - self.began
+            rates = f"{self.total / seconds:,.0f} texts/s, {self.tokens / seconds:,.0f} tokens/s"
+            print(f"{self.name}: done in {seconds:.1f} s, {rates}", file=sys.stderr, flush=True)
+
+
+def describe(engine: Engine, piece: Piece, prompt: str) -> dict[str, Any]:
+    """What produced the vectors, for the sidecar."""
+    import torch
+
+    cuda = engine.device.type == "cuda"
+    device = torch.cuda.get_device_name(engine.device) if cuda else "cpu"
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = torch.cuda.max_memory_allocated(engine.device) / 2**20 if cuda else host
+    settings = engine.facts.record() | {"dtype": engine.precision.dtype}
+    if piece.prompt is not None:
+        settings[f"{piece.role}_prompt"] = piece.prompt
+    if piece.dimensions is not None:
+        settings["dimensions"] = piece.dimensions
+    return engine.remarks | {
+        "model_id": engine.facts.model_id,
+        "engine": engine.name,
+        "asked_dtype": piece.dtype,
+        "compute_dtype": engine.precision.dtype,
+        "arithmetic_dtype": engine.precision.arithmetic,
+        "compiled": piece.compiled,
+        "device": device,
+        "peak_memory_mb": round(peak, 1),
+        "peak_host_memory_mb": round(host, 1),
+        "tokens_per_batch": engine.tokens_per_batch,
+        "role": piece.role,
+        "instruction": piece.instruction,
+        "prompt": prompt,
+        "title": piece.title,
+        "settings": settings,
+        "versions": {name: version(name) for name in ENGINES[engine.name].packages},
+    }

@@ -1,0 +1,450 @@
+"""Artifacts: every file that an experiment consists of, with its key, its path and its recipe.
+
+`Catalogue` names them; what each kind of row needs stands in the table `METHODS`, one entry a kind.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..datasets.registry import ResolvedDataset
+from ..errors import UserError, printable
+from ..models.facts_table import Role, known_facts, prompt_for, role_facts
+from . import cost
+from .config import Experiment, Model
+from .keys import key_of
+
+Spec = Mapping[str, Any]
+MOST_AT_ONCE = 16  # pieces of a corpus that one process searches by itself
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One unit of work that is done or not: the file `path`, and what lies `beside` it.
+
+    `inputs` are paths of other artifacts. `spec` is all that making it needs besides (JSON), shared
+    between the pieces of one corpus; `piece` tells them apart. `seconds` of one device are an
+    estimate.
+    """
+
+    step: str
+    path: str
+    spec: Spec
+    inputs: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    piece: int = 0
+    label: str = ""
+    seconds: float = 0.0
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return (self.path, *self.beside)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number's place: a model on one split of a dataset, with the files that lead to it."""
+
+    model: Model
+    dataset: ResolvedDataset
+    split: str
+    run: Artifact
+    scores: Artifact
+
+
+@dataclass
+class Catalogue:
+    """All artifacts of an experiment by path, made as they are asked for.
+
+    `split_digests` gives the digest of what a split's queries and judgements are read from,
+    `corpus_digests` that of a corpus; both by dataset name.
+    """
+
+    experiment: Experiment
+    corpus_digests: Mapping[str, str]
+    split_digests: Mapping[str, Mapping[str, str]]
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+
+    def add(self, artifact: Artifact) -> Artifact:
+        return self.artifacts.setdefault(artifact.path, artifact)
+
+    def path(self, *parts: str) -> str:
+        return "/".join([self.experiment.store, *parts])
+
+    # Models
+
+    def download(self, model: Model) -> Artifact:
+        folder = self.path("models", "hub", f"{model.name}-{model.weights_key}")
+        spec = {
+            "id": model.id,
+            "model": model.name,
+            "source": model.source,
+            "mirrors": list(model.mirrors),
+            "sha256": model.sha256,
+            "allow_pickle": model.allow_pickle,
+            "folder": folder,
+        }
+        return self.add(Artifact("download", f"{folder}/manifest.json", spec, label=model.id))
+
+    def stage(self, model: Model) -> Artifact:
+        snapshot = self.download(model)
+        spec = {
+            "id": model.id,
+            "model": model.name,
+            "kind": "reranker" if model.kind == "rerank" else "embedder",
+            "source": model.source,
+            "allow_pickle": model.allow_pickle,
+            "trust_remote_code": model.trust_remote_code,
+            "facts": model.facts,
+            "registry": model.known,
+        }
+        stated = known_facts(model.known)
+        how = [model.kind == "rerank", model.trust_remote_code, model.facts, stated]
+        key = key_of("stage", model.id, model.weights_key, how)
+        folder = self.path("models", "staged", f"{model.name}-{key}")
+        places = {"snapshot": snapshot.spec["folder"], "folder": folder}
+        path = f"{folder}/stage.json"
+        return self.add(Artifact("stage", path, spec | places, (snapshot.path,), label=model.id))
+
+    def preflight(self, model: Model) -> Artifact:
+        stage = self.stage(model)
+        key = key_of("preflight", stage.path.split("/")[-2])
+        path = self.path("models", "preflight", f"{model.name}-{key}.json")
+        spec = {"staged": stage.spec["folder"]}
+        return self.add(Artifact("preflight", path, spec, (stage.path,), label=model.id))
+
+    # Datasets
+
+    def corpus(self, dataset: ResolvedDataset) -> Artifact:
+        spec = {"name": dataset.name, "source": dataset.source, "title": dataset.title}
+        key = key_of("corpus", dataset.name, self.corpus_digests[dataset.name], dataset.title)
+        folder = self.path("datasets", f"{dataset.slug}-{key}")
+        path, beside = f"{folder}/corpus.json", (f"{folder}/corpus.parquet",)
+        return self.add(Artifact("corpus", path, spec, (), beside, label=dataset.name))
+
+    def split(self, dataset: ResolvedDataset, split: str) -> Artifact:
+        corpus = self.corpus(dataset)
+        theirs = dataset.splits[split]
+        spec = {"name": dataset.name, "split": split, "source": dataset.source, "theirs": theirs}
+        key = key_of("split", corpus.path, self.split_digests[dataset.name][split], theirs)
+        folder = f"{corpus.path.rpartition('/')[0]}/{split}-{key}"
+        beside = (f"{folder}/queries.parquet", f"{folder}/qrels.parquet")
+        path, label = f"{folder}/split.json", f"{dataset.name} {split}"
+        return self.add(Artifact("split", path, spec, (corpus.path,), beside, label=label))
+
+    # Vectors
+
+    def passages(self, model: Model, dataset: ResolvedDataset) -> list[Artifact]:
+        """The vectors of a corpus, piece by piece."""
+        corpus, stage = self.corpus(dataset), self.stage(model)
+        precision = corpus_precision(model, dataset, self.experiment.tflops)
+        settings = {
+            "role": "passage",
+            **prompt_of(model, dataset, "passage"),
+            **precision,
+            "title": dataset.title,
+        }
+        facts = encode_identity(model, "passage", settings)
+        key = key_of("encode", facts, corpus.path.split("/")[-2])
+        folder = self.path("vectors", dataset.slug, f"{model.name}-{key}")
+        of = dataset.shards or cost.pieces(model, dataset, self.experiment.tflops)
+        spec = settings | {
+            "staged": stage.spec["folder"],
+            "texts": corpus.beside[0],
+            "of": of,
+            "dataset": dataset.name,
+        }
+        chars = cost.characters(dataset) // of
+        inputs = (stage.path, corpus.path)
+        seconds = cost.encode_seconds(model, chars, self.experiment.tflops)
+        label = f"{model.id} on {dataset.name}"
+        return [
+            self.add(
+                Artifact(
+                    "encode",
+                    f"{folder}/corpus-{piece}-of-{of}.npy",
+                    spec,
+                    inputs,
+                    (f"{folder}/corpus-{piece}-of-{of}.json",),
+                    piece,
+                    label,
+                    seconds,
+                )
+            )
+            for piece in range(of)
+        ]
+
+    def queries(self, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
+        """The vectors of a split's queries: always float32, since there are few."""
+        source, stage = self.split(dataset, split), self.stage(model)
+        settings = {
+            "role": "query",
+            **prompt_of(model, dataset, "query"),
+            "dtype": "float32",
+            "compiled": False,
+            "title": dataset.title,
+        }
+        facts = encode_identity(model, "query", settings)
+        key = key_of("encode", facts, source.path.split("/")[-2])
+        folder = self.path("vectors", dataset.slug, f"{model.name}-{key}")
+        spec = settings | {
+            "staged": stage.spec["folder"],
+            "texts": source.beside[0],
+            "of": 1,
+            "dataset": dataset.name,
+        }
+        return self.add(
+            Artifact(
+                "encode",
+                f"{folder}/{split}-queries.npy",
+                spec,
+                (stage.path, source.path),
+                (f"{folder}/{split}-queries.json",),
+                label=f"{model.id} on {dataset.name} {split}",
+            )
+        )
+
+    # Runs
+
+    def run(self, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
+        return METHODS[model.kind](self, model, dataset, split)
+
+    def hits(
+        self,
+        model: Model,
+        dataset: ResolvedDataset,
+        split: str,
+        passages: list[Artifact],
+        queries: Artifact,
+    ) -> list[Artifact]:
+        """The best hits of each piece of a large corpus."""
+        depth = self.experiment.top_k + 1  # one more: a protocol may drop the query's own passage
+        key = key_of("search", key_in(passages[0].path), key_in(queries.path), depth)
+        folder = self.path("hits", dataset.slug, f"{model.name}-{key}")
+        corpus = self.corpus(dataset)
+        spec = {"vectors": queries.path, "corpus": corpus.beside[0], "top_k": depth}
+        of, label = len(passages), f"{model.id} on {dataset.name} {split}"
+        found = []
+        for piece, vectors in enumerate(passages):
+            path = f"{folder}/{split}-{piece}-of-{of}.parquet"
+            one = {**spec, "piece": vectors.path}
+            inputs = (queries.path, vectors.path, corpus.path)
+            beside = (f"{path}.sha256",)
+            found.append(self.add(Artifact("hits", path, one, inputs, beside, piece, label)))
+        return found
+
+    def run_artifact(
+        self,
+        step: str,
+        model: Model,
+        dataset: ResolvedDataset,
+        split: str,
+        parts: list[Any],
+        spec: Spec,
+        inputs: tuple[str, ...],
+    ) -> Artifact:
+        """The artifact of a run that is made from `parts` (for its key) and `inputs`."""
+        key = key_of(step, parts, self.experiment.top_k)
+        path = self.path("runs", dataset.slug, split, f"{model.slug}-{key}.trec")
+        source = self.split(dataset, split)
+        common = {
+            "top_k": self.experiment.top_k,
+            "tag": model.slug,
+            "dataset": dataset.name,
+            "split": split,
+            "corpus": self.corpus(dataset).beside[0],
+            "queries": source.beside[0],
+        }
+        label = f"{model.id} on {dataset.name} {split}"
+        return self.add(
+            Artifact(step, path, spec | common, inputs, (f"{path}.sha256",), label=label)
+        )
+
+    def scores(self, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
+        run, source = self.run(model, dataset, split), self.split(dataset, split)
+        experiment = self.experiment
+        spec = {
+            "model_id": model.id,
+            "model": model.slug,
+            "revision": model.revision,
+            "dataset": dataset.name,
+            "split": split,
+            "metrics": list(experiment.metrics),
+            "protocols": list(experiment.protocols),
+            "default_protocol": experiment.protocol,
+            "top_k": experiment.top_k,
+            "ignore_identical_ids": dataset.ignore_identical_ids,
+            "relevance_threshold": dataset.thresholds.get(split, 1),
+            "facts": {
+                "title": dataset.title,
+                "dataset_revision": dataset.source.get("revision"),
+            },
+        }
+        key = key_of("score", spec, run.path, source.path)
+        base = self.path("scores", dataset.slug, split, f"{model.slug}-{key}")
+        encoded = self.encoded(model, dataset, split)
+        files = {
+            "run": run.path,
+            "qrels": source.beside[1],
+            "queries": source.beside[0],
+            "encoded": [a.beside[0] for a in encoded],
+            "per_query": f"{base}.per_query.tsv",
+        }
+        beside = (files["per_query"], f"{files['per_query']}.sha256")
+        inputs = (run.path, source.path, *(a.path for a in encoded))
+        label = f"{model.id} on {dataset.name} {split}"
+        return self.add(
+            Artifact("score", f"{base}.json", spec | files, inputs, beside, label=label)
+        )
+
+    def encoded(self, model: Model, dataset: ResolvedDataset, split: str) -> list[Artifact]:
+        """The queries and one piece of the corpus: their sidecars say how both were encoded."""
+        if model.kind != "dense":
+            return []
+        return [self.queries(model, dataset, split), self.passages(model, dataset)[0]]
+
+    def rows(self) -> Iterator[Row]:
+        """Every row of the report: a model, a dataset and a split."""
+        for model in self.experiment.models:
+            for dataset in self.experiment.datasets:
+                for split in dataset.splits:
+                    run = self.run(model, dataset, split)
+                    yield Row(model, dataset, split, run, self.scores(model, dataset, split))
+
+
+def encode_identity(model: Model, role: Role, settings: Mapping[str, Any]) -> list[Any]:
+    """All that changes a role's vectors, besides the texts."""
+    stated = role_facts(known_facts(model.known), role) | role_facts(model.facts, role)
+    # Precision and prompt stand in `settings`, as they will be.
+    reaching = {k: v for k, v in stated.items() if k not in ("dtype", f"{role}_prompt")}
+    weights = [key_of("stage", model.id), model.weights_key, model.trust_remote_code]
+    return [weights, reaching, dict(settings)]
+
+
+def prompt_of(model: Model, dataset: ResolvedDataset, role: Role) -> dict[str, Any]:
+    """The text put before each text of a role, where the config or the registry states it.
+
+    None leaves it to the model's own files, which may fill the instruction in before a query.
+    """
+    name, tasks = f"{role}_prompt", [t for t in (dataset.name, dataset.task) if t]
+    text = prompt_for(model.facts.get(name), tasks)
+    if text is None:
+        text = prompt_for(model.known.get(name), tasks)
+    if text is None and {"query_prompt", "passage_prompt"} & model.known.keys():
+        text = ""  # the registry states one prompt, so it states both
+    if text is None:
+        return {"prompt": None, "instruction": dataset.instruction if role == "query" else None}
+    if "{task}" in text:
+        if dataset.instruction is None:
+            raise UserError(
+                f"config.models: '{printable(model.id, 80)}': its {role} prompt has {{task}} but "
+                f"the dataset {printable(dataset.name, 80)} has no instruction; give the dataset "
+                "instruction: or the model a prompt without {task}"
+            )
+        text = text.replace("{task}", dataset.instruction)
+    return {"prompt": text, "instruction": None}
+
+
+def corpus_precision(model: Model, dataset: ResolvedDataset, tflops: float) -> dict[str, Any]:
+    """What a corpus is computed in, and whether its layers are compiled: by the amount of work."""
+    stated = model.facts.get("dtype", model.known.get("dtype", "auto"))
+    chars = cost.characters(dataset)
+    little = cost.encode_work(model, chars) < cost.LITTLE
+    if stated != "auto":
+        dtype = str(stated)
+    else:
+        dtype = "float32" if little else "fast"
+    # Compiling takes about as long as it saves in a minute.
+    seconds = cost.encode_seconds(model, chars, tflops)
+    return {"dtype": dtype, "compiled": dtype != "float32" and seconds > cost.JOB_SECONDS}
+
+
+# What makes a row's run: one entry for each kind of row
+
+
+def key_in(path: str) -> str:
+    """The key that a path of an artifact holds: the last 12 digits of its folder or file name."""
+    parts = path.split("/")
+    name = parts[-1].split(".")[0]
+    return (name if len(name) > 12 and name[-13] == "-" else parts[-2])[-12:]
+
+
+def dense_run(c: Catalogue, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
+    passages, queries = c.passages(model, dataset), c.queries(model, dataset, split)
+    parts = [key_in(passages[0].path), key_in(queries.path)]
+    spec = {"vectors": queries.path, "pieces": [a.path for a in passages]}
+    if len(passages) <= MOST_AT_ONCE:
+        inputs = (queries.path, *(a.path for a in passages))
+        return c.run_artifact("search", model, dataset, split, parts, spec, inputs)
+    hits = c.hits(model, dataset, split, passages, queries)
+    spec |= {"hits": [a.path for a in hits]}
+    inputs = tuple(a.path for a in hits)
+    return c.run_artifact("merge", model, dataset, split, parts, spec, inputs)
+
+
+def bm25_run(c: Catalogue, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
+    source = c.split(dataset, split)
+    spec = {"options": model.options, "title": dataset.title}
+    inputs = (c.corpus(dataset).path, source.path)
+    parts = [model.options, key_in(source.path)]
+    return c.run_artifact("bm25", model, dataset, split, parts, spec, inputs)
+
+
+def fused_run(c: Catalogue, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
+    runs = [c.run(c.experiment.model(i), dataset, split).path for i in model.builds_on]
+    options = {k: v for k, v in model.options.items() if k != "runs"}
+    spec = {"options": options, "runs": runs}
+    parts = [options, [key_in(run) for run in runs]]
+    return c.run_artifact("fuse", model, dataset, split, parts, spec, tuple(runs))
+
+
+def reranked_run(c: Catalogue, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
+    base = c.run(c.experiment.model(model.options["run"]), dataset, split)
+    stage, source, corpus = c.stage(model), c.split(dataset, split), c.corpus(dataset)
+    options = {k: v for k, v in model.options.items() if k not in ("run", "shards")}
+    parts = [options, key_in(base.path), key_in(stage.path), key_in(source.path)]
+    key, of = key_of("rerank", parts), model.options.get("shards", 1)
+    spec = {
+        "options": options | {"trust_remote_code": model.trust_remote_code},
+        "base": base.path,
+        "staged": stage.spec["folder"],
+        "corpus": corpus.beside[0],
+        "queries": source.beside[0],
+        "title": dataset.title,
+        "of": of,
+    }
+    inputs = (base.path, stage.path, source.path, corpus.path)
+    folder = c.path("reranked", dataset.slug, f"{model.name}-{key}")
+    label = f"{model.id} on {dataset.name} {split}"
+    pieces = []
+    for piece in range(of):
+        path = f"{folder}/{split}-{piece}-of-{of}.parquet"
+        beside = (f"{path}.sha256",)
+        pieces.append(c.add(Artifact("rerank", path, spec, inputs, beside, piece, label)))
+    scored = tuple(a.path for a in pieces)
+    spec = {"scores": list(scored)}
+    return c.run_artifact("merge_reranked", model, dataset, split, parts, spec, scored)
+
+
+def foreign_run(c: Catalogue, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
+    """A run that was made elsewhere: checked, put into our order, and scored like any other."""
+    found = model.options.get(f"{dataset.name}/{split}") or model.options.get("")
+    if found is None:
+        raise UserError(
+            f"config.models: '{printable(model.id, 80)}' has no run for {dataset.name} {split}; "
+            "give run: {" + f"{dataset.name}/{split}: file" + "}"
+        )
+    spec = {"file": found["file"]}
+    source = c.split(dataset, split)
+    parts = [found["digest"], key_in(source.path)]
+    return c.run_artifact("run", model, dataset, split, parts, spec, (source.path,))
+
+
+Method = Callable[[Catalogue, Model, ResolvedDataset, str], Artifact]
+METHODS: dict[str, Method] = {
+    "dense": dense_run,
+    "bm25": bm25_run,
+    "fuse": fused_run,
+    "rerank": reranked_run,
+    "run": foreign_run,
+}

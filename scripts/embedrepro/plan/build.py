@@ -1,0 +1,115 @@
+"""The plan of a config as it lies on disk: registries read, local data digested, then compiled."""
+
+import json
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..datasets.local import corpus_digest, split_digest
+from ..datasets.registry import ResolvedDataset, read_registry
+from ..errors import UserError
+from ..files import digest, sha256
+from ..models.facts_table import schema_properties
+from ..sources import snapshot
+from .compile import Digests, compile_plan
+from .config import absolute_paths, read_experiment
+from .plan import Plan
+
+Config = dict[str, Any]
+
+
+def read_config(
+    repository: Path,
+    files: Iterable[Path | str],
+    overrides: Config,
+    load: Callable[[Any], Config],
+    update: Callable[[Config, Config], None],
+) -> Config:
+    """The user's config files, in order, each with paths made absolute, then `--config`.
+
+    Without a file it is the repository's own config.yaml: a user's file is complete by itself.
+    """
+    merged: Config = {}
+    for file in list(files) or [repository / "config.yaml"]:
+        path = Path(file).resolve()
+        update(merged, absolute_paths(load(path), path.parent))
+    update(merged, overrides)
+    return merged
+
+
+def build_plan(
+    config: Config, repository: Path, files: Iterable[Path | str], overrides: Config
+) -> Plan:
+    """Compile the plan of `config`; `UserError` for all that can be known to be wrong."""
+    rules = repository / "rules"
+    schema = read_yaml(rules / "schemas" / "config.schema.yaml")
+    schema["$defs"]["model"]["properties"] |= schema_properties("user")
+    models = read_yaml(rules / "registry" / "models.yaml")["models"]
+    datasets = read_registry(rules / "registry" / "datasets.yaml")
+    config = absolute_paths(config, Path.cwd())
+    known = {"schema": schema, "models": models, "datasets": datasets}
+    # Once without digests: a mistake is told before any file is read.
+    read_experiment(config, **known, path_digest=str, file_digest=str)
+    cache = Path(config["store"]) / "models" / ".cache"
+
+    def path_digest(source: str) -> str:
+        """Of a folder's files, or of what the demonstration model is built from."""
+        if source.isdigit():
+            parts = ["scripts/embedrepro/sources/demo_model.py", "data/demo/corpus.jsonl"]
+            return digest([int(source), *(sha256(repository / part) for part in parts)])
+        return snapshot.path_digest(source, cache)
+
+    experiment = read_experiment(config, **known, path_digest=path_digest, file_digest=file_digest)
+    tables = [*sorted((rules / "registry").glob("published*")), *map(Path, experiment.published)]
+    digests = Digests(
+        corpora={d.name: corpus_of(d, cache) for d in experiment.datasets},
+        splits={d.name: splits_of(d, cache) for d in experiment.datasets},
+        published={str(path): file_digest(str(path)) for path in tables},
+    )
+    return compile_plan(experiment, digests, command_line(repository, files, overrides))
+
+
+def read_yaml(path: Path) -> Any:
+    # The C loader: every job of a cluster reads this anew, and the other one takes a second.
+    return yaml.load(path.read_text("utf-8"), yaml.CSafeLoader)
+
+
+def file_digest(path: str) -> str:
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    return sha256(path)[:12]
+
+
+def corpus_of(dataset: ResolvedDataset, cache: Path) -> str:
+    """Of a local corpus the digest of its files, of another its pin."""
+    if dataset.is_local:
+        return corpus_digest(dataset.source, cache).key
+    return digest(dataset.source)
+
+
+def splits_of(dataset: ResolvedDataset, cache: Path) -> dict[str, str]:
+    found = {}
+    for split, theirs in dataset.splits.items():
+        source, name = (
+            (theirs["source"], theirs["split"])
+            if isinstance(theirs, Mapping)
+            else (dataset.source, theirs)
+        )
+        if {"beir", "flagembedding"} & source.keys():
+            found[split] = split_digest(source, name, cache).key
+        else:
+            found[split] = digest([source, name])
+    return found
+
+
+def command_line(repository: Path, files: Iterable[Path | str], overrides: Config) -> str:
+    """The command that repeats the experiment."""
+    given = [f"--configfile {shlex.quote(str(file))}" for file in files]
+    if overrides:
+        words = (shlex.quote(f"{k}={json.dumps(v)}") for k, v in overrides.items())
+        given += ["--config", *words]
+    snakefile = shlex.quote(str(repository / "Snakefile"))
+    return " ".join(["snakemake", "-s", snakefile, *given, "--cores all"])

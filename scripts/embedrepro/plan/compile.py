@@ -1,0 +1,222 @@
+"""From an experiment to its plan."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .artifacts import Artifact, Catalogue, Row, key_in
+from .config import Experiment
+from .jobs import Job, make_job, make_jobs
+from .keys import key_of
+from .plan import Plan
+
+
+@dataclass(frozen=True)
+class Digests:
+    """Digests of what lies outside the store: of each dataset's corpus, of what each of its splits
+    is read from, and of the tables of published numbers, by path."""
+
+    corpora: Mapping[str, str]
+    splits: Mapping[str, Mapping[str, str]]
+    published: Mapping[str, str] = field(default_factory=dict)
+
+
+def compile_plan(experiment: Experiment, digests: Digests, command: str) -> Plan:
+    """Every artifact and job of `experiment`; pure. `command` repeats it, for its report.
+
+    Raises `UserError` where a row can't be: a prompt with {task} on a dataset without instruction.
+    """
+    catalogue = Catalogue(experiment, digests.corpora, digests.splits)
+    rows = list(catalogue.rows())
+    jobs = make_jobs(catalogue, rows)
+    references = reference_artifacts(catalogue, rows)
+    jobs += [reference_job(experiment, a) for a in references]
+    report = report_artifact(catalogue, rows, digests.published, command, None)
+    jobs.append(make_job(experiment.name, "report", [report], experiment.name))
+    with_parity = None
+    if references:
+        parity = parity_artifact(catalogue, rows, references)
+        jobs.append(make_job(experiment.name, "parity", [parity], experiment.name))
+        with_parity = report_artifact(catalogue, rows, digests.published, command, parity)
+        name = f"{experiment.name}__with_reference"
+        jobs.append(make_job(name, "report", [with_parity], experiment.name))
+    return Plan(
+        experiment=experiment.name,
+        store=experiment.store,
+        results=f"results/{experiment.name}",
+        artifacts=catalogue.artifacts,
+        jobs=tuple(jobs),
+        report=report.path,
+        report_with_reference=with_parity.path if with_parity else None,
+        repeat=command,
+    )
+
+
+def report_artifact(
+    catalogue: Catalogue,
+    rows: Sequence[Row],
+    published: Mapping[str, str],
+    command: str,
+    parity: Artifact | None,
+) -> Artifact:
+    """The report of all rows: a folder, whose provenance.json is written last."""
+    experiment = catalogue.experiment
+    dense = [row for row in rows if row.model.kind == "dense"]
+    vectors: dict[str, dict[str, Any]] = {}
+    for row in dense:
+        parts = catalogue.passages(row.model, row.dataset)
+        queries = catalogue.queries(row.model, row.dataset, row.split)
+        for part, artifact in [(f"{row.split}-queries", queries), *(("corpus", p) for p in parts)]:
+            vectors[row.model.slug + artifact.path] = {
+                "model": row.model.slug,
+                "dataset": row.dataset.slug,
+                "part": part,
+                "shard": f"{artifact.piece}-of-{artifact.spec['of']}",
+                "sidecar": artifact.beside[0],
+            }
+    stages = {row.model.slug: catalogue.stage(row.model) for row in dense}
+    preflights = {row.model.slug: catalogue.preflight(row.model).path for row in dense}
+    spec = {
+        "experiment": experiment.name,
+        "command": command,
+        "metrics": list(experiment.metrics),
+        "models": [
+            {"id": m.id, "model": m.slug, "revision": m.revision, "kind": m.kind}
+            for m in experiment.models
+        ],
+        "datasets": [
+            {"name": d.name, "slug": d.slug, "split": split}
+            for d in experiment.datasets
+            for split in d.splits
+        ],
+        "rows": [
+            {
+                "model": row.model.slug,
+                "dataset": row.dataset.slug,
+                "split": row.split,
+                "run": row.run.path,
+                "scores": row.scores.path,
+                "per_query": row.scores.spec["per_query"],
+            }
+            for row in rows
+        ],
+        "stages": {slug: stage.path for slug, stage in stages.items()},
+        "preflights": preflights,
+        "vectors": list(vectors.values()),
+        "corpora": {d.slug: catalogue.corpus(d).path for d in experiment.datasets},
+        "splits": {
+            d.slug: {
+                split: dict(
+                    zip(("queries", "qrels"), catalogue.split(d, split).beside, strict=True)
+                )
+                for split in d.splits
+            }
+            for d in experiment.datasets
+        },
+        "published": list(published),
+        "parity": parity.path if parity else None,
+    }
+    counted = {k: spec[k] for k in ("experiment", "metrics", "models", "datasets")}
+    scores = [key_in(row.scores.path) for row in rows]
+    vector_keys = sorted({key_in(v["sidecar"]) for v in vectors.values()})
+    tables = list(published.values())
+    with_parity = parity.path if parity else None
+    key = key_of("report", counted, scores, vector_keys, tables, with_parity)
+    path = catalogue.path("reports", f"{experiment.name}-{key}", "provenance.json")
+    inputs = [row.scores.path for row in rows]
+    inputs += [a.path for a in stages.values()] + list(preflights.values())
+    inputs += [v["sidecar"].removesuffix(".json") + ".npy" for v in vectors.values()]
+    inputs += [catalogue.corpus(d).path for d in experiment.datasets]
+    if parity:
+        inputs.append(parity.path)
+    artifact = Artifact("report", path, spec, tuple(dict.fromkeys(inputs)), label=experiment.name)
+    return catalogue.add(artifact)
+
+
+def reference_artifacts(catalogue: Catalogue, rows: Sequence[Row]) -> list[Artifact]:
+    """FlagEmbedding's own evaluation of every dense row."""
+    settings = catalogue.experiment.reference
+    made = []
+    for row in rows:
+        if row.model.kind != "dense":
+            continue
+        stage, source = catalogue.stage(row.model), catalogue.split(row.dataset, row.split)
+        passages = catalogue.passages(row.model, row.dataset)[0]
+        corpus = catalogue.corpus(row.dataset)
+        spec = {
+            "model_id": row.model.id,
+            "dataset": row.dataset.name,
+            "split": row.split,
+            "query_prompt": catalogue.queries(row.model, row.dataset, row.split).spec["prompt"],
+            "passage_prompt": passages.spec["prompt"],
+            "instruction": row.dataset.instruction,
+            "devices": own_devices(settings["devices"]),
+            "batch_size": settings["batch_size"],
+            "top_k": catalogue.experiment.top_k,
+            "ignore_identical_ids": row.dataset.ignore_identical_ids,
+        }
+        key = key_of(
+            "reference", spec, key_in(stage.path), key_in(source.path), passages.spec["dtype"]
+        )
+        path = catalogue.path(
+            "reference", row.dataset.slug, f"{row.model.name}-{key}", f"{row.split}.json"
+        )
+        files = {
+            "staged": stage.spec["folder"],
+            "sidecar": passages.beside[0],
+            "corpus": corpus.beside[0],
+            "queries": source.beside[0],
+            "qrels": source.beside[1],
+            "title": row.dataset.title,
+            "timeout_minutes": settings["timeout_minutes"],
+        }
+        inputs = (stage.path, source.path, corpus.path, passages.path)
+        made.append(
+            catalogue.add(Artifact("reference", path, spec | files, inputs, label=row.scores.label))
+        )
+    return made
+
+
+def own_devices(devices: Sequence[str]) -> list[str]:
+    """The config's devices, the GPUs counted from 0: a job sees only those that it was given."""
+    gpus = sorted({d for d in devices if d != "cpu"})
+    return [d if d == "cpu" else f"cuda:{gpus.index(d)}" for d in devices]
+
+
+def reference_job(experiment: Experiment, artifact: Artifact) -> Job:
+    devices = experiment.reference["devices"]
+    folder, _, split = artifact.path.removesuffix(".json").rpartition("/")
+    dataset, model = folder.split("/")[-2:]
+    job = make_job(f"{dataset}__{model}__{split}", "reference", [artifact])
+    asked = {
+        "gpu": len({d for d in devices if d != "cpu"}),
+        "threads": 2 * len(devices),
+        "mem_mb": 8000 * len(devices),
+        "minutes": int(experiment.reference["timeout_minutes"]) + 10,
+    }
+    return Job(**{**vars(job), **asked})
+
+
+def parity_artifact(
+    catalogue: Catalogue, rows: Sequence[Row], references: Sequence[Artifact]
+) -> Artifact:
+    """FlagEmbedding's numbers beside ours."""
+    dense = [row for row in rows if row.model.kind == "dense"]
+    table = [
+        {
+            "model_id": row.model.id,
+            "model": row.model.slug,
+            "dataset": row.dataset.name,
+            "split": row.split,
+            "ignore_identical_ids": row.dataset.ignore_identical_ids,
+            "reference": reference.path,
+            "run": row.run.path,
+            "qrels": reference.spec["qrels"],
+        }
+        for row, reference in zip(dense, references, strict=True)
+    ]
+    key = key_of("reference", table)
+    path = catalogue.path("reports", f"parity-{key}.json")
+    inputs = tuple(p for row in table for p in (str(row["reference"]), str(row["run"])))
+    label = catalogue.experiment.name
+    return catalogue.add(Artifact("parity", path, {"rows": table}, inputs, label=label))

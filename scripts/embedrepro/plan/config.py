@@ -1,0 +1,268 @@
+"""A config becomes an experiment: models and datasets, typed, with all that can be wrong refused.
+
+Nothing here knows of files to be made; `artifacts` does.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .. import names
+from ..datasets.registry import ResolvedDataset, merge_entries, resolve_entry
+from ..errors import UserError, printable
+from ..evaluation import metrics
+from ..schema import nearest, validate
+from .keys import key_of
+
+Kind = Literal["dense", "bm25", "fuse", "rerank", "run"]
+ROWS: tuple[Kind, ...] = ("bm25", "fuse", "rerank", "run")  # rows that are no embedding model
+LOCAL = ("path", "demo")  # sources that count by their files' digest, wherever they lie
+COMMIT = re.compile(r"[0-9a-f]{40}")
+# Entry keys that say where bytes come from or what the row is; the others are facts of the model.
+NO_FACTS = {"id", "alias", "source", "revision", "mirrors", "sha256", "allow_pickle", "precision"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A row of the report: an embedding model, or a BM25, fusion, reranking or foreign run.
+
+    `source` is what its bytes are: a pin, or the digest of a local folder. `facts` are those that
+    the user states, `known` is the registry's entry.
+    """
+
+    id: str
+    slug: str
+    kind: Kind
+    options: Mapping[str, Any] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+    mirrors: tuple[Mapping[str, Any], ...] = ()
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    precision: Literal["exact", "fast"] = "exact"
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    known: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Its name in the store, shared by all rows of one id, whatever their aliases."""
+        return names.slug(self.id)
+
+    @property
+    def revision(self) -> str:
+        """Commit, package pin or digest of a folder; "" for a row without weights."""
+        return str(self.identity.get("revision") or next(iter(self.identity.values()), ""))
+
+    @property
+    def weights_key(self) -> str:
+        pins = self.sha256, self.allow_pickle
+        return key_of("download", self.identity, pins) if self.identity else ""
+
+    @property
+    def builds_on(self) -> tuple[str, ...]:
+        """Ids of the rows whose runs this row is made from."""
+        if self.kind == "fuse":
+            return tuple(self.options["runs"])
+        return (self.options["run"],) if self.kind == "rerank" else ()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What one config asks for."""
+
+    name: str
+    store: str
+    models: tuple[Model, ...]
+    datasets: tuple[ResolvedDataset, ...]
+    top_k: int
+    metrics: tuple[str, ...]
+    protocols: tuple[str, ...]
+    protocol: str
+    tflops: float
+    reference: Mapping[str, Any]
+    published: tuple[str, ...]  # tables of the user's own published numbers
+
+    def __post_init__(self) -> None:
+        check_rows(self.models)
+
+    def model(self, model_id: str) -> Model:
+        return next(m for m in self.models if m.id == model_id)
+
+
+def absolute_paths(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Make the paths in one config file absolute; they are relative to its folder."""
+
+    def locate(mapping: Any, *keys: str) -> None:
+        for key in keys:
+            if isinstance(mapping, dict) and isinstance(mapping.get(key), str):
+                mapping[key] = str((folder / Path(mapping[key]).expanduser()).resolve())
+
+    for entry in _mappings(config.get("models")):
+        locate(entry, "run")
+        if isinstance(entry.get("run"), dict):
+            locate(entry["run"], *entry["run"])
+        locate(entry.get("source"), "path")
+        for mirror in entry["mirrors"] if isinstance(entry.get("mirrors"), list) else []:
+            locate(mirror, "path")
+    for entry in _mappings(config.get("datasets")):
+        locate(entry.get("source"), "beir", "flagembedding")
+    if isinstance(config.get("published"), str):
+        locate(config, "published")
+    elif isinstance(config.get("published"), list):
+        holder = {str(i): path for i, path in enumerate(config["published"])}
+        locate(holder, *holder)
+        config["published"] = list(holder.values())
+    return config
+
+
+def _mappings(entries: Any) -> list[dict[str, Any]]:
+    return [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
+
+
+def read_experiment(
+    config: dict[str, Any],
+    schema: dict[str, Any],
+    models: Mapping[str, Any],
+    datasets: Mapping[str, Any],
+    path_digest: Callable[[str], str],
+    file_digest: Callable[[str], str],
+) -> Experiment:
+    """The experiment that `config` asks for; `UserError` for all that can be known to be wrong.
+
+    `models` and `datasets` are the registries; `path_digest` gives the digest of a local model's
+    files (of the demonstration model's recipe where it is asked for a seed), `file_digest` that of
+    one file. Fills the schema's defaults into `config`.
+    """
+    validate(config, schema, "config")
+    evaluate = config["evaluate"]
+    for metric in evaluate["metrics"]:
+        metrics.parse(metric)
+    check_depth(evaluate["metrics"], config["retrieve"]["top_k"])
+    names.check_entries(config["models"])
+    resolved = merge_entries([resolve_entry(entry, datasets) for entry in config["datasets"]])
+    published = config.get("published") or []
+    return Experiment(
+        name=config["experiment"],
+        store=config["store"],
+        models=tuple(
+            read_model(entry, models.get(entry["id"], {}), path_digest, file_digest)
+            for entry in config["models"]
+        ),
+        datasets=tuple(resolved),
+        top_k=config["retrieve"]["top_k"],
+        metrics=tuple(evaluate["metrics"]),
+        protocols=tuple(dict.fromkeys([evaluate["protocol"], *evaluate["protocols"]])),
+        protocol=evaluate["protocol"],
+        tflops=config["plan"]["tflops"],
+        reference=config["reference"],
+        published=(published,) if isinstance(published, str) else tuple(published),
+    )
+
+
+def check_depth(asked: Sequence[str], top_k: int) -> None:
+    """A measure that reads deeper than the runs go would be a smaller number without a word."""
+    for name in asked:
+        cutoff = metrics.parse(name).cutoff
+        if cutoff is not None and cutoff > top_k:
+            raise UserError(
+                f"config.retrieve.top_k: {top_k} hits are kept, but {name} reads {cutoff}; "
+                f"set top_k to {cutoff} or more"
+            )
+
+
+def read_model(
+    entry: Mapping[str, Any],
+    known: Mapping[str, Any],
+    path_digest: Callable[[str], str],
+    file_digest: Callable[[str], str],
+) -> Model:
+    slug = names.entry_slug(entry)
+    kind: Kind = next((k for k in ROWS if k in entry), "dense")
+    if kind == "run":
+        stated = entry["run"]
+        files = stated if isinstance(stated, Mapping) else {"": stated}
+        runs = {row: {"file": file, "digest": file_digest(file)} for row, file in files.items()}
+        return Model(entry["id"], slug, kind, runs)
+    options = dict(entry.get(kind, {}))
+    if kind in ("bm25", "fuse"):
+        return Model(entry["id"], slug, kind, options)
+    revision = entry.get("revision", known.get("revision"))
+    source = model_source(entry["id"], entry.get("source", "hub"), revision)
+    mirrors = tuple(model_source(entry["id"], m, revision) for m in entry.get("mirrors", []))
+    if mirrors and not entry.get("sha256"):
+        raise UserError(
+            f"config.models: '{printable(entry['id'], 80)}' has mirrors but no sha256: a mirror "
+            "could send any bytes under this revision; pin the weights with sha256: {file: digest}"
+        )
+    return Model(
+        id=entry["id"],
+        slug=slug,
+        kind=kind,
+        options=options,
+        source=source,
+        mirrors=mirrors,
+        identity=identity(source, path_digest),
+        sha256=entry.get("sha256", {}),
+        allow_pickle=entry.get("allow_pickle", False),
+        trust_remote_code=entry.get("trust_remote_code", False),
+        precision=entry.get("precision", "exact"),
+        facts={k: v for k, v in entry.items() if k not in NO_FACTS | {kind, "trust_remote_code"}},
+        known=known,
+    )
+
+
+def identity(source: Mapping[str, Any], path_digest: Callable[[str], str]) -> Mapping[str, Any]:
+    """What decides a source's bytes: its pin, or the digest of its files wherever they lie."""
+    local = next((kind for kind in LOCAL if kind in source), None)
+    return {local: path_digest(str(source[local]))} if local else source
+
+
+def model_source(model_id: str, source: Any, revision: str | None) -> dict[str, Any]:
+    where = f"config.models: '{printable(model_id, 80)}'"
+    source = {"hub": model_id} if source == "hub" else dict(source)
+    if len(source.keys() - {"revision"}) != 1:
+        raise UserError(f"{where}: a source is one of hub, wheel, wheels, path and demo")
+    if "hub" in source:
+        source.setdefault("revision", revision)
+        if not COMMIT.fullmatch(source["revision"] or ""):
+            raise UserError(f"{where}: {moving(source['hub'], source['revision'])}")
+    return source
+
+
+def moving(repository: str, revision: str | None) -> str:
+    wanted = "set revision: to the full commit hash, 40 lowercase hex digits"
+    if not revision:
+        return f"no revision is known for {printable(repository, 80)}; {wanted}"
+    return f"revision '{printable(revision, 60)}' can move; {wanted}"
+
+
+def check_rows(models: Sequence[Model]) -> None:
+    """Fusions and rerankings name rows that exist, and never themselves in a circle."""
+    by_id = {m.id: m for m in models}
+    for model in models:
+        for other in model.builds_on:
+            if other not in by_id:
+                raise UserError(
+                    f"config.models: '{printable(model.id, 80)}' builds on "
+                    f"'{printable(other, 80)}', which is no row here{nearest(other, by_id)}"
+                )
+    list(in_order(models))
+
+
+def in_order(models: Sequence[Model]) -> Iterator[Model]:
+    """The rows, each after those that it builds on; refuses a circle."""
+    done: set[str] = set()
+    waiting = list(models)
+    while waiting:
+        ready = [m for m in waiting if done.issuperset(m.builds_on)]
+        if not ready:
+            raise UserError(
+                "config.models: these rows build on each other in a circle: "
+                + ", ".join(printable(m.id, 80) for m in waiting)
+            )
+        yield from ready
+        done.update(m.id for m in ready)
+        waiting = [m for m in waiting if m.id not in done]

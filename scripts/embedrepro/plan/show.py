@@ -1,0 +1,116 @@
+"""What a plan still has to do, and why a row couldn't be made: the plan held against the store."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from .artifacts import Artifact
+from .cost import BYTES_A_PARAMETER, PARAMETERS
+from .jobs import Job
+from .plan import Plan
+
+LOGS = Path("logs")
+
+
+def overview(plan: Plan) -> str:
+    """A line for each job: how much of it is cached, what it downloads, how long it takes."""
+    lines = [f"{'step':<10} {'cached':>7} {'to do':>6} {'download':>10} {'device time':>12}  what"]
+    jobs = seconds = download = 0.0
+    for job in plan.jobs:
+        if job.rule in ("reference", "parity") or job.name.endswith("__with_reference"):
+            continue
+        artifacts = plan.of_job(job.name)
+        missing = [a for a in artifacts if not Path(a.path).exists()]
+        size, time = sum(map(bytes_of, missing)), sum(a.seconds for a in missing)
+        cached = len(artifacts) - len(missing)
+        lines.append(
+            f"{job.rule:<10} {cached:>7,} {len(missing):>6,} {bytes_text(size):>10} "
+            f"{time_text(time):>12}  {job.label}"
+        )
+        jobs, seconds, download = jobs + bool(missing), seconds + time, download + size
+    lines += ["", *other_versions(plan)]
+    lines.append(
+        f"{jobs:,.0f} jobs to run, {bytes_text(download)} to download, {time_text(seconds)} on one "
+        "device"
+    )
+    return "\n".join(lines)
+
+
+def bytes_of(artifact: Artifact) -> float:
+    """Bytes that making it downloads, as far as the registry tells."""
+    source = artifact.spec.get("source", {})
+    if artifact.step == "download" and not {"path", "demo"} & source.keys():
+        return float(artifact.spec.get("parameters") or PARAMETERS) * BYTES_A_PARAMETER
+    return float(artifact.spec.get("size_mb") or 0) * 1e6
+
+
+def other_versions(plan: Plan) -> Iterator[str]:
+    """A line where stored vectors were made by other versions than the installed ones."""
+    from importlib import metadata
+
+    from ..files import read_json
+
+    seen: set[str] = set()
+    for artifact in plan.artifacts.values():
+        sidecar = Path(artifact.beside[0]) if artifact.step == "encode" else None
+        if sidecar is None or not sidecar.exists():
+            continue
+        for name, version in read_json(sidecar).get("versions", {}).items():
+            installed = metadata.version(name)
+            line = f"note: vectors of {artifact.label} were made by {name} {version}, "
+            line += f"{installed} is installed"
+            if version != installed and line not in seen:
+                seen.add(line)
+                yield line
+
+
+def holes(plan: Plan, rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows of a report's spec whose scores are not there, each with the reason."""
+    return [
+        {k: row[k] for k in ("model", "dataset", "split")} | {"reason": reason(plan, row["scores"])}
+        for row in rows
+        if not Path(row["scores"]).exists()
+    ]
+
+
+def reason(plan: Plan, path: str) -> str:
+    """Why an artifact isn't there: the error of the job that should have come first."""
+    artifact = first_missing(plan, plan.artifacts[path])
+    job = next(job for job in plan.jobs if artifact.path in job.artifacts)
+    return error_of(job) or f"{job.rule} was not done; run again"
+
+
+def first_missing(plan: Plan, artifact: Artifact) -> Artifact:
+    for path in artifact.inputs:
+        source = plan.artifacts.get(path)
+        if source and not Path(path).exists():
+            return first_missing(plan, source)
+    return artifact
+
+
+def error_of(job: Job) -> str:
+    """The last error that a job's log holds; "" where there is none."""
+    log = LOGS / job.rule / f"{job.name}.log"
+    if not log.is_file():
+        return ""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    said = errors or [line for line in lines if line.strip()]
+    return said[-1] if said else ""
+
+
+def bytes_text(count: float) -> str:
+    if not count:
+        return "-"
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def time_text(seconds: float) -> str:
+    if not seconds:
+        return "-"
+    if seconds < 120:
+        return f"{max(1, seconds):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,22 @@
+"""Exact search: runs of rows that one process searches, hits of the pieces of large corpora."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is told not to
+
+from embedrepro.errors import run_cli
+from embedrepro.plan.command_line import read_job
+
+
+def main() -> None:
+    task = read_job(__doc__, ("--device", {"choices": ("auto", "cpu", "cuda"), "default": "auto"}))
+    from embedrepro.search.job import search_pieces, search_rows
+
+    device = task.options.device
+    search_rows([row_of(a) for a in task.missing("search")], device)
+    search_pieces([piece_of(a) for a in task.missing("hits")], device)
+
+
+if __name__ == "__main__":
+    run_cli(main)
