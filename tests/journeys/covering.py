@@ -12,6 +12,12 @@ from drive import REPOSITORY
 from jsonschema import Draft202012Validator
 
 SCHEMA = yaml.safe_load((REPOSITORY / "rules/schemas/config.schema.yaml").read_text("utf-8"))
+try:  # what can be stated of a model stands in one table, of which the schema is made
+    from embedrepro.models.facts_table import schema_properties
+
+    SCHEMA["$defs"]["model"]["properties"] |= schema_properties("user")
+except ImportError:
+    pass
 COVERED: dict[str, set[str]] = {}  # form → journeys that check a value which it decides
 KINDS = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 
