@@ -24,6 +24,7 @@ def main() -> None:
         print(f"bm25: {artifact.label}")
 
     task.each(task.missing(), make)
+    task.finish()
 
 
 if __name__ == "__main__":

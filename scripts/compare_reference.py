@@ -18,6 +18,7 @@ def main() -> None:
         print(reference.table(reference.compare(artifact.spec["rows"], Path(artifact.path))))
 
     task.each(task.missing(), make)
+    task.finish()
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ def main() -> None:
         print(f"download: {manifest['id']}, {files} files, {size / 1e6:.1f} MB from {source}")
 
     task.each(task.missing(), make)
+    task.finish()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is
 
 from embedrepro.errors import run_cli
 from embedrepro.plan.artifacts import Artifact
-from embedrepro.plan.command_line import Task, read_job
+from embedrepro.plan.command_line import read_job
 
 
 def main() -> None:
@@ -26,43 +26,28 @@ def main() -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled / "inductor"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(compiled / "triton"))
     task.each(task.missing("preflight"), prove)
-    encode(task)
-    runs = task.missing("search")
-    if runs:
+    task.finish()  # what fails its checks is not run
+    if vectors := task.missing("encode"):
+        from embedrepro.encode.job import encode_pieces
+        from embedrepro.plan.tasks import encode_piece
+
+        staged = Path(vectors[0].spec["staged"])
+        options = task.options
+        pieces = [encode_piece(a) for a in vectors]
+        task.attempt(encode_pieces, staged, pieces, options.device, options.tokens_per_batch)
+    # A row whose vectors couldn't be made is left; the others are searched.
+    if runs := task.missing("search", ready=True):
+        from embedrepro.plan.tasks import search_row
         from embedrepro.search.job import search_rows
 
-        search_rows([row_of(run) for run in runs], device=task.options.device)
+        task.attempt(search_rows, [search_row(a) for a in runs], task.options.device)
+    task.finish()
 
 
 def prove(artifact: Artifact) -> None:
     from embedrepro.models.preflight import preflight
 
     preflight(Path(artifact.spec["staged"]), Path(artifact.path))
-
-
-def encode(task: Task) -> None:
-    from embedrepro.encode.job import Piece, encode_pieces
-
-    missing = task.missing("encode")
-    if not missing:
-        return
-    pieces = [
-        Piece(
-            texts=Path(a.spec["texts"]),
-            role=a.spec["role"],
-            shard=a.piece,
-            of=a.spec["of"],
-            output=Path(a.path),
-            dtype=a.spec["dtype"],
-            compiled=a.spec["compiled"],
-            prompt=a.spec["prompt"],
-            instruction=a.spec["instruction"],
-            title=a.spec["title"],
-        )
-        for a in missing
-    ]
-    options = task.options
-    encode_pieces(Path(missing[0].spec["staged"]), pieces, options.device, options.tokens_per_batch)
 
 
 if __name__ == "__main__":

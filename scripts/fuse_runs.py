@@ -22,6 +22,7 @@ def main() -> None:
         print(f"fuse: {artifact.label}")
 
     task.each(task.missing(), make)
+    task.finish()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ def main() -> None:
         print(f"run: {artifact.label} from {spec['file']}")
 
     task.each(task.missing(), make)
+    task.finish()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ def main() -> None:
         write_report(artifact.spec, Path(artifact.path).parent)
 
     task.each(task.missing(), make)
+    task.finish()
 
 
 if __name__ == "__main__":

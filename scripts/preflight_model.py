@@ -19,6 +19,7 @@ def main() -> None:
         print(f"preflight: {artifact.label}")
 
     task.each(task.missing(), make)
+    task.finish()
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ def main() -> None:
             print(f"  kept as the benchmark has it: {count:,} {flaw}")
 
     task.each(task.missing(), make)
+    task.finish()
 
 
 if __name__ == "__main__":

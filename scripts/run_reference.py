@@ -21,6 +21,7 @@ def main() -> None:
         reference.run(dict(artifact.spec), Path(artifact.path))
 
     task.each(task.missing(), make)
+    task.finish()
 
 
 if __name__ == "__main__":

@@ -10,12 +10,16 @@ from embedrepro.plan.command_line import read_job
 
 
 def main() -> None:
-    task = read_job(__doc__, ("--device", {"choices": ("auto", "cpu", "cuda"), "default": "auto"}))
+    task = read_job(
+        __doc__, ("--device", {"choices": ("auto", "cpu", "cuda"), "default": "auto"})
+    )
+    from embedrepro.plan.tasks import search_piece, search_row
     from embedrepro.search.job import search_pieces, search_rows
 
     device = task.options.device
-    search_rows([row_of(a) for a in task.missing("search")], device)
-    search_pieces([piece_of(a) for a in task.missing("hits")], device)
+    task.attempt(search_rows, [search_row(a) for a in task.missing("search")], device)
+    task.attempt(search_pieces, [search_piece(a) for a in task.missing("hits")], device)
+    task.finish()
 
 
 if __name__ == "__main__":

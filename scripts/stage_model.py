@@ -22,6 +22,7 @@ def main() -> None:
         print(f"stage: {record['id']} as {folder.name}, engine {record['engine']}")
 
     task.each(task.missing(), make)
+    task.finish()
 
 
 if __name__ == "__main__":

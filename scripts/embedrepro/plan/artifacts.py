@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..datasets.registry import ResolvedDataset
+from ..datasets.registry import Estimate, ResolvedDataset
 from ..errors import UserError, printable
 from ..models.facts_table import Role, known_facts, prompt_for, role_facts
 from . import cost
@@ -52,17 +52,26 @@ class Row:
     scores: Artifact
 
 
+@dataclass(frozen=True)
+class Outside:
+    """What lies outside the store: by dataset name the digest of its corpus, of what each of its
+    splits is read from, and its size; by path the digest of a table of published numbers."""
+
+    corpora: Mapping[str, str]
+    splits: Mapping[str, Mapping[str, str]]
+    sizes: Mapping[str, Estimate]
+    published: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass
 class Catalogue:
     """All artifacts of an experiment by path, made as they are asked for.
 
-    `split_digests` gives the digest of what a split's queries and judgements are read from,
-    `corpus_digests` that of a corpus; both by dataset name.
+    `outside` tells of what lies outside the store: digests and sizes of the datasets.
     """
 
     experiment: Experiment
-    corpus_digests: Mapping[str, str]
-    split_digests: Mapping[str, Mapping[str, str]]
+    outside: Outside
     artifacts: dict[str, Artifact] = field(default_factory=dict)
 
     def add(self, artifact: Artifact) -> Artifact:
@@ -117,7 +126,7 @@ class Catalogue:
 
     def corpus(self, dataset: ResolvedDataset) -> Artifact:
         spec = {"name": dataset.name, "source": dataset.source, "title": dataset.title}
-        key = key_of("corpus", dataset.name, self.corpus_digests[dataset.name], dataset.title)
+        key = key_of("corpus", dataset.name, self.outside.corpora[dataset.name], dataset.title)
         folder = self.path("datasets", f"{dataset.slug}-{key}")
         path, beside = f"{folder}/corpus.json", (f"{folder}/corpus.parquet",)
         return self.add(Artifact("corpus", path, spec, (), beside, label=dataset.name))
@@ -126,7 +135,7 @@ class Catalogue:
         corpus = self.corpus(dataset)
         theirs = dataset.splits[split]
         spec = {"name": dataset.name, "split": split, "source": dataset.source, "theirs": theirs}
-        key = key_of("split", corpus.path, self.split_digests[dataset.name][split], theirs)
+        key = key_of("split", corpus.path, self.outside.splits[dataset.name][split], theirs)
         folder = f"{corpus.path.rpartition('/')[0]}/{split}-{key}"
         beside = (f"{folder}/queries.parquet", f"{folder}/qrels.parquet")
         path, label = f"{folder}/split.json", f"{dataset.name} {split}"
@@ -137,7 +146,8 @@ class Catalogue:
     def passages(self, model: Model, dataset: ResolvedDataset) -> list[Artifact]:
         """The vectors of a corpus, piece by piece."""
         corpus, stage = self.corpus(dataset), self.stage(model)
-        precision = corpus_precision(model, dataset, self.experiment.tflops)
+        size, tflops = self.outside.sizes[dataset.name], self.experiment.tflops
+        precision = corpus_precision(model, size, tflops)
         settings = {
             "role": "passage",
             **prompt_of(model, dataset, "passage"),
@@ -147,16 +157,15 @@ class Catalogue:
         facts = encode_identity(model, "passage", settings)
         key = key_of("encode", facts, corpus.path.split("/")[-2])
         folder = self.path("vectors", dataset.slug, f"{model.name}-{key}")
-        of = dataset.shards or cost.pieces(model, dataset, self.experiment.tflops)
+        of = dataset.shards or cost.pieces(model, size, tflops)
         spec = settings | {
             "staged": stage.spec["folder"],
             "texts": corpus.beside[0],
             "of": of,
             "dataset": dataset.name,
         }
-        chars = cost.characters(dataset) // of
         inputs = (stage.path, corpus.path)
-        seconds = cost.encode_seconds(model, chars, self.experiment.tflops)
+        seconds = cost.encode_seconds(model, size.characters // of, tflops)
         label = f"{model.id} on {dataset.name}"
         return [
             self.add(
@@ -179,7 +188,7 @@ class Catalogue:
         source, stage = self.split(dataset, split), self.stage(model)
         settings = {
             "role": "query",
-            **prompt_of(model, dataset, "query"),
+            **prompt_of(model, dataset, "query", split),
             "dtype": "float32",
             "compiled": False,
             "title": dataset.title,
@@ -321,12 +330,21 @@ def encode_identity(model: Model, role: Role, settings: Mapping[str, Any]) -> li
     return [weights, reaching, dict(settings)]
 
 
-def prompt_of(model: Model, dataset: ResolvedDataset, role: Role) -> dict[str, Any]:
+def task_names(dataset: ResolvedDataset, split: str | None) -> list[str]:
+    """The names under which a prompt's table may have a dataset: ours and MTEB's."""
+    parts = [split] if split else list(dataset.splits)
+    tasks = [dataset.mteb[part]["task"] for part in parts if part in dataset.mteb]
+    return [dataset.name, *tasks]
+
+
+def prompt_of(
+    model: Model, dataset: ResolvedDataset, role: Role, split: str | None = None
+) -> dict[str, Any]:
     """The text put before each text of a role, where the config or the registry states it.
 
     None leaves it to the model's own files, which may fill the instruction in before a query.
     """
-    name, tasks = f"{role}_prompt", [t for t in (dataset.name, dataset.task) if t]
+    name, tasks = f"{role}_prompt", task_names(dataset, split)
     text = prompt_for(model.facts.get(name), tasks)
     if text is None:
         text = prompt_for(model.known.get(name), tasks)
@@ -345,17 +363,16 @@ def prompt_of(model: Model, dataset: ResolvedDataset, role: Role) -> dict[str, A
     return {"prompt": text, "instruction": None}
 
 
-def corpus_precision(model: Model, dataset: ResolvedDataset, tflops: float) -> dict[str, Any]:
+def corpus_precision(model: Model, size: Estimate, tflops: float) -> dict[str, Any]:
     """What a corpus is computed in, and whether its layers are compiled: by the amount of work."""
     stated = model.facts.get("dtype", model.known.get("dtype", "auto"))
-    chars = cost.characters(dataset)
-    little = cost.encode_work(model, chars) < cost.LITTLE
+    little = cost.encode_work(model, size.characters) < cost.LITTLE
     if stated != "auto":
         dtype = str(stated)
     else:
         dtype = "float32" if little else "fast"
     # Compiling takes about as long as it saves in a minute.
-    seconds = cost.encode_seconds(model, chars, tflops)
+    seconds = cost.encode_seconds(model, size.characters, tflops)
     return {"dtype": dtype, "compiled": dtype != "float32" and seconds > cost.JOB_SECONDS}
 
 

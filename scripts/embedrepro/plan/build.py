@@ -8,13 +8,14 @@ from typing import Any
 
 import yaml
 
-from ..datasets.local import corpus_digest, split_digest
-from ..datasets.registry import ResolvedDataset, read_registry
+from ..datasets.local import corpus_digest, local_kind, split_digest
+from ..datasets.registry import ResolvedDataset, estimate, read_registry
 from ..errors import UserError
 from ..files import digest, sha256
 from ..models.facts_table import schema_properties
 from ..sources import snapshot
-from .compile import Digests, compile_plan
+from .artifacts import Outside
+from .compile import compile_plan
 from .config import absolute_paths, read_experiment
 from .plan import Plan
 
@@ -64,12 +65,13 @@ def build_plan(
 
     experiment = read_experiment(config, **known, path_digest=path_digest, file_digest=file_digest)
     tables = [*sorted((rules / "registry").glob("published*")), *map(Path, experiment.published)]
-    digests = Digests(
+    outside = Outside(
         corpora={d.name: corpus_of(d, cache) for d in experiment.datasets},
         splits={d.name: splits_of(d, cache) for d in experiment.datasets},
+        sizes={d.name: estimate(d, cache) for d in experiment.datasets},
         published={str(path): file_digest(str(path)) for path in tables},
     )
-    return compile_plan(experiment, digests, command_line(repository, files, overrides))
+    return compile_plan(experiment, outside, command_line(repository, files, overrides))
 
 
 def read_yaml(path: Path) -> Any:
@@ -85,7 +87,7 @@ def file_digest(path: str) -> str:
 
 def corpus_of(dataset: ResolvedDataset, cache: Path) -> str:
     """Of a local corpus the digest of its files, of another its pin."""
-    if dataset.is_local:
+    if local_kind(dataset.source):
         return corpus_digest(dataset.source, cache).key
     return digest(dataset.source)
 
@@ -98,7 +100,7 @@ def splits_of(dataset: ResolvedDataset, cache: Path) -> dict[str, str]:
             if isinstance(theirs, Mapping)
             else (dataset.source, theirs)
         )
-        if {"beir", "flagembedding"} & source.keys():
+        if local_kind(source):
             found[split] = split_digest(source, name, cache).key
         else:
             found[split] = digest([source, name])

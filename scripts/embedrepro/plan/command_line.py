@@ -1,4 +1,4 @@
-"""What the command lines of all steps share: `--plan FILE --job NAME`, and working through a list."""
+"""What the command lines of all steps share: `--plan FILE --job NAME`, and a list to work off."""
 
 import argparse
 import os
@@ -35,22 +35,37 @@ class Task:
         self, plan: Plan, artifacts: Sequence[Artifact], label: str, options: argparse.Namespace
     ) -> None:
         self.plan, self.artifacts, self.label, self.options = plan, artifacts, label, options
+        self.failed = False
 
-    def missing(self, *steps: str) -> list[Artifact]:
-        """Artifacts of these steps (all by default) that aren't there, in the plan's order."""
-        return [a for a in self.artifacts if (not steps or a.step in steps) and not is_there(a)]
+    def missing(self, *steps: str, ready: bool = False) -> list[Artifact]:
+        """Artifacts of these steps (all by default) that aren't there, in the plan's order.
+
+        `ready`: only those whose inputs are there.
+        """
+        return [
+            a
+            for a in self.artifacts
+            if (not steps or a.step in steps)
+            and not is_there(a)
+            and not (ready and any(not Path(path).exists() for path in a.inputs))
+        ]
 
     def each(self, artifacts: Iterable[Artifact], make: Callable[[Artifact], object]) -> None:
-        """Make one after the other. What can't be made is told and keeps none of the others from
-        being made; then the process ends with status 2."""
-        failed = False
+        """Make one after the other."""
         for artifact in artifacts:
-            try:
-                make(artifact)
-            except UserError as error:
-                print(f"error: {printable(error, 2000)}", file=sys.stderr, flush=True)
-                failed = True
-        if failed:
+            self.attempt(make, artifact)
+
+    def attempt(self, make: Callable[..., object], *arguments: object) -> None:
+        """Call `make`; what can't be made is told, and keeps nothing else from being made."""
+        try:
+            make(*arguments)
+        except UserError as error:
+            print(f"error: {printable(error, 2000)}", file=sys.stderr, flush=True)
+            self.failed = True
+
+    def finish(self) -> None:
+        """End the process with status 2 where something could not be made."""
+        if self.failed:
             sys.exit(2)
 
 

@@ -1,43 +1,32 @@
 """From an experiment to its plan."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from .artifacts import Artifact, Catalogue, Row, key_in
+from .artifacts import Artifact, Catalogue, Outside, Row, key_in
 from .config import Experiment
 from .jobs import Job, make_job, make_jobs
 from .keys import key_of
 from .plan import Plan
 
 
-@dataclass(frozen=True)
-class Digests:
-    """Digests of what lies outside the store: of each dataset's corpus, of what each of its splits
-    is read from, and of the tables of published numbers, by path."""
-
-    corpora: Mapping[str, str]
-    splits: Mapping[str, Mapping[str, str]]
-    published: Mapping[str, str] = field(default_factory=dict)
-
-
-def compile_plan(experiment: Experiment, digests: Digests, command: str) -> Plan:
+def compile_plan(experiment: Experiment, outside: Outside, command: str) -> Plan:
     """Every artifact and job of `experiment`; pure. `command` repeats it, for its report.
 
     Raises `UserError` where a row can't be: a prompt with {task} on a dataset without instruction.
     """
-    catalogue = Catalogue(experiment, digests.corpora, digests.splits)
+    catalogue = Catalogue(experiment, outside)
     rows = list(catalogue.rows())
     jobs = make_jobs(catalogue, rows)
     references = reference_artifacts(catalogue, rows)
     jobs += [reference_job(experiment, a) for a in references]
-    report = report_artifact(catalogue, rows, digests.published, command, None)
+    report = report_artifact(catalogue, rows, outside.published, command, None)
     jobs.append(make_job(experiment.name, "report", [report], experiment.name))
     with_parity = None
     if references:
         parity = parity_artifact(catalogue, rows, references)
         jobs.append(make_job(experiment.name, "parity", [parity], experiment.name))
-        with_parity = report_artifact(catalogue, rows, digests.published, command, parity)
+        with_parity = report_artifact(catalogue, rows, outside.published, command, parity)
         name = f"{experiment.name}__with_reference"
         jobs.append(make_job(name, "report", [with_parity], experiment.name))
     return Plan(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import names
-from ..datasets.registry import ResolvedDataset, merge_entries, resolve_entry
+from ..datasets.registry import Registry, ResolvedDataset, resolve
 from ..errors import UserError, printable
 from ..evaluation import metrics
 from ..schema import nearest, validate
@@ -126,7 +126,7 @@ def read_experiment(
     config: dict[str, Any],
     schema: dict[str, Any],
     models: Mapping[str, Any],
-    datasets: Mapping[str, Any],
+    datasets: Registry,
     path_digest: Callable[[str], str],
     file_digest: Callable[[str], str],
 ) -> Experiment:
@@ -142,7 +142,7 @@ def read_experiment(
         metrics.parse(metric)
     check_depth(evaluate["metrics"], config["retrieve"]["top_k"])
     names.check_entries(config["models"])
-    resolved = merge_entries([resolve_entry(entry, datasets) for entry in config["datasets"]])
+    resolved = resolve(config["datasets"], datasets)
     published = config.get("published") or []
     return Experiment(
         name=config["experiment"],

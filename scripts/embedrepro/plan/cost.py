@@ -5,13 +5,10 @@ for one: whether a corpus is computed in float32 or in a fast precision. So thes
 config, the registry and the size of local files, never a clock or a device.
 """
 
-from ..datasets.registry import ResolvedDataset
+from ..datasets.registry import Estimate
 from .config import Model
 
 PARAMETERS = 110_000_000  # assumed of a model that nobody knows: BERT-base
-CHARACTERS = 60_000_000  # assumed of a corpus that nobody knows: 100,000 passages
-CHARACTERS_A_PASSAGE = 600
-QUERY_CHARACTERS = 50
 CHARACTERS_A_TOKEN = 4
 BYTES_A_PARAMETER = 4  # most embedding models are published in float32
 SHARE = 0.6  # of the matrix-product rate that encoding keeps up
@@ -26,15 +23,6 @@ def parameters(model: Model) -> int:
     return int(model.known.get("parameters") or PARAMETERS)
 
 
-def characters(dataset: ResolvedDataset) -> int:
-    """Characters of all passages."""
-    if dataset.characters is not None:
-        return dataset.characters
-    if dataset.documents is not None:
-        return dataset.documents * CHARACTERS_A_PASSAGE
-    return CHARACTERS
-
-
 def encode_work(model: Model, chars: int) -> float:
     """Multiplications and additions of encoding `chars` characters: two a parameter and token."""
     return 2.0 * parameters(model) * chars / CHARACTERS_A_TOKEN
@@ -46,8 +34,9 @@ def encode_seconds(model: Model, chars: int, tflops: float) -> float:
     return max(encode_work(model, chars) / (tflops * 1e12 * SHARE), tokens / TOKENS_A_SECOND)
 
 
-def pieces(model: Model, dataset: ResolvedDataset, tflops: float) -> int:
+def pieces(model: Model, size: Estimate, tflops: float) -> int:
     """How many pieces a corpus is cut into where the config doesn't say."""
-    seconds = encode_seconds(model, characters(dataset), tflops)
+    seconds = encode_seconds(model, size.characters, tflops)
     wanted = max(1, min(MOST_PIECES, round(seconds / PIECE_SECONDS)))
-    return min(wanted, dataset.documents or wanted)
+    # A guess could ask for more pieces than there are passages.
+    return wanted if size.known else 1

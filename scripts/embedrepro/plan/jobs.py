@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from ..datasets.local import local_kind
 from .artifacts import Artifact, Catalogue, Row
 from .config import Model, in_order
 from .cost import JOB_SECONDS
@@ -105,8 +106,8 @@ def prepare_jobs(catalogue: Catalogue) -> list[Job]:
     for dataset in catalogue.experiment.datasets:
         splits = [catalogue.split(dataset, split) for split in dataset.splits]
         artifacts = [catalogue.corpus(dataset), *splits]
-        size = dataset.characters if dataset.is_local else None
-        if size is not None and chars + size <= LOCAL_TOGETHER:
+        size = catalogue.outside.sizes[dataset.name].characters
+        if local_kind(dataset.source) and chars + size <= LOCAL_TOGETHER:
             together.append((dataset.name, artifacts))
             chars += size
         else:
@@ -146,7 +147,7 @@ def rerank_jobs(catalogue: Catalogue, model: Model, runs: Sequence[Artifact]) ->
 
 def dense_jobs(catalogue: Catalogue, model: Model, rows: Sequence[Row]) -> list[Job]:
     """Encoding and search of all of a model's rows: one process where the work is little."""
-    datasets = list(dict.fromkeys(row.dataset for row in rows))
+    datasets = {row.dataset.name: row.dataset for row in rows}.values()
     preflight = catalogue.preflight(model)
     queries = [catalogue.queries(model, row.dataset, row.split) for row in rows]
     pieces = [piece for d in datasets for piece in catalogue.passages(model, d)]
