@@ -29,4 +29,4 @@ rule all:
 
 onerror:
     # What could be made is reported, what couldn't be stands in it with its reason.
-    shell(show("--partial") + " || true")
+    shell(f"{rest()} || true; {show('--partial')} || true")

@@ -88,3 +88,11 @@ def growing(amount):
 def show(*options):
     """The command that shows a report: the view of it in results/, verdicts on the screen."""
     return f"{PYTHON} {SCRIPTS}/show_results.py --plan {PLAN_FILE} {' '.join(options)}"
+
+
+def rest():
+    """The command that makes what a mistake elsewhere held up."""
+    words = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
+    words = [word for word in words if word not in workflow.dag_settings.targets]
+    given = f"--plan {PLAN_FILE} --start {shlex.quote(workflow.workdir_init)}"
+    return f"{PYTHON} {SCRIPTS}/finish_rest.py {given} -- {shlex.join(words)}"

@@ -19,3 +19,8 @@ for job in jobs("score"):
         shell:
             command("score_runs", job)
 
+
+rule scores:
+    input:
+        absent(a.path for a in PLAN.artifacts.values() if a.step == "score"),
+    localrule: True

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is
 from embedrepro.errors import run_cli
 from embedrepro.plan.artifacts import Artifact
 from embedrepro.plan.command_line import read_job
-from embedrepro.search.runs import import_run
+from embedrepro.search.imported import import_run
 
 
 def main() -> None:

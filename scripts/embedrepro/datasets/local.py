@@ -9,10 +9,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError, printable
 from ..files import READ, digest
 from ..sources.snapshot import remembered
 from .folder import FOLDERS, Folder
 
+SOURCE_KINDS = (*FOLDERS, "hub", "ir_datasets")
 PARTS = {"corpus": ("corpus",), "split": ("queries", "qrels")}  # of a source, that each is made of
 
 
@@ -29,6 +31,16 @@ class Digest:
 def local_kind(source: Mapping[str, Any]) -> str | None:
     """The layout of a source that is a local folder; None for any other source."""
     return next((kind for kind in FOLDERS if kind in source), None)
+
+
+def source_kind(source: Mapping[str, Any], where: str) -> str:
+    """The key that says what a source is; `where` starts the message of a `UserError`."""
+    given = [kind for kind in SOURCE_KINDS if kind in source]
+    if len(given) != 1:
+        shown = printable(", ".join(source)) or "nothing"
+        kinds = ", ".join(SOURCE_KINDS)
+        raise UserError(f"{where}: its source has {shown}; give exactly one of {kinds}")
+    return given[0]
 
 
 def corpus_digest(source: Mapping[str, Any], cache: Path | None = None) -> Digest:

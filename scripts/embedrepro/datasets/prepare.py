@@ -21,7 +21,7 @@ from ..files import atomic, digest, read_json, remove, write_record
 from ..schema import validate
 from . import spec as specs
 from .folder import FOLDERS
-from .local import corpus_identity, local_kind, split_identity
+from .local import corpus_identity, local_kind, source_kind, split_identity
 from .reading import absent_ids
 from .records import Flaws, Judgement, Source, passage
 from .remote import Hub, IrDatasets
@@ -143,9 +143,10 @@ def checked(spec: Mapping[str, Any], schema: dict[str, Any], what: str) -> dict[
     """A copy of `spec`, valid and with the schema's defaults."""
     copy = dict(spec)
     validate(copy, schema, f"{what} spec")
-    source_kind(copy["source"])
+    where = f"dataset '{printable(copy['name'], 80)}'"
+    source_kind(copy["source"], where)
     if isinstance(copy.get("theirs"), dict):
-        source_kind(copy["theirs"]["source"])
+        source_kind(copy["theirs"]["source"], where)
     return copy
 
 
@@ -210,16 +211,8 @@ def shared_sources() -> Callable[[Mapping[str, Any]], Source]:
 
 
 def open_source(source: Mapping[str, Any]) -> Source:
-    opened: Source = KINDS[source_kind(source)](source)
+    opened: Source = KINDS[source_kind(source, "dataset")](source)
     return opened
-
-
-def source_kind(source: Mapping[str, Any]) -> str:
-    given = [kind for kind in KINDS if kind in source]
-    if len(given) != 1:
-        shown = printable(", ".join(source))
-        raise UserError(f"dataset source has {shown}: give exactly one of {', '.join(KINDS)}")
-    return given[0]
 
 
 def read_judgements(task: SplitTask, open_: Callable[[Mapping[str, Any]], Source]) -> Judgements:

@@ -72,6 +72,7 @@ class Catalogue:
 
     experiment: Experiment
     outside: Outside
+    without: frozenset[str] = frozenset()  # rows left out, as `row_name` names them
     artifacts: dict[str, Artifact] = field(default_factory=dict)
 
     def add(self, artifact: Artifact) -> Artifact:
@@ -266,7 +267,7 @@ class Catalogue:
         }
         label = f"{model.id} on {dataset.name} {split}"
         return self.add(
-            Artifact(step, path, spec | common, inputs, (f"{path}.sha256",), label=label)
+            Artifact(step, path, {**spec, **common}, inputs, (f"{path}.sha256",), label=label)
         )
 
     def scores(self, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
@@ -292,14 +293,15 @@ class Catalogue:
         key = key_of("score", spec, run.path, source.path)
         base = self.path("scores", dataset.slug, split, f"{model.slug}-{key}")
         encoded = self.encoded(model, dataset, split)
+        per_query = f"{base}.per_query.tsv"
         files = {
             "run": run.path,
             "qrels": source.beside[1],
             "queries": source.beside[0],
             "encoded": [a.beside[0] for a in encoded],
-            "per_query": f"{base}.per_query.tsv",
+            "per_query": per_query,
         }
-        beside = (files["per_query"], f"{files['per_query']}.sha256")
+        beside = (per_query, f"{per_query}.sha256")
         inputs = (run.path, source.path, *(a.path for a in encoded))
         label = f"{model.id} on {dataset.name} {split}"
         return self.add(
@@ -317,8 +319,14 @@ class Catalogue:
         for model in self.experiment.models:
             for dataset in self.experiment.datasets:
                 for split in dataset.splits:
+                    if row_name(model.slug, dataset.slug, split) in self.without:
+                        continue
                     run = self.run(model, dataset, split)
                     yield Row(model, dataset, split, run, self.scores(model, dataset, split))
+
+
+def row_name(model: str, dataset: str, split: str) -> str:
+    return f"{model} {dataset} {split}"
 
 
 def encode_identity(model: Model, role: Role, settings: Mapping[str, Any]) -> list[Any]:

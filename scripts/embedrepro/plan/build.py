@@ -1,6 +1,7 @@
 """The plan of a config as it lies on disk: registries read, local data digested, then compiled."""
 
 import json
+import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from .config import absolute_paths, read_experiment
 from .plan import Plan
 
 Config = dict[str, Any]
+# Rows that a workflow leaves out which another one starts to finish what it could not.
+WITHOUT = "EMBED_REPRO_WITHOUT"
 
 
 def read_config(
@@ -71,7 +74,9 @@ def build_plan(
         sizes={d.name: estimate(d, cache) for d in experiment.datasets},
         published={str(path): file_digest(str(path)) for path in tables},
     )
-    return compile_plan(experiment, outside, command_line(repository, files, overrides))
+    without = frozenset(json.loads(os.environ.get(WITHOUT, "[]")))
+    command = command_line(repository, files, overrides)
+    return compile_plan(experiment, outside, command, without)
 
 
 def read_yaml(path: Path) -> Any:

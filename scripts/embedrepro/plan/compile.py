@@ -10,12 +10,16 @@ from .keys import key_of
 from .plan import Plan
 
 
-def compile_plan(experiment: Experiment, outside: Outside, command: str) -> Plan:
+def compile_plan(
+    experiment: Experiment, outside: Outside, command: str, without: frozenset[str] = frozenset()
+) -> Plan:
     """Every artifact and job of `experiment`; pure. `command` repeats it, for its report.
+
+    `without`: rows to leave out, since something that they need can't be made (`row_name`s).
 
     Raises `UserError` where a row can't be: a prompt with {task} on a dataset without instruction.
     """
-    catalogue = Catalogue(experiment, outside)
+    catalogue = Catalogue(experiment, outside, without)
     rows = list(catalogue.rows())
     jobs = make_jobs(catalogue, rows)
     references = reference_artifacts(catalogue, rows)

@@ -222,14 +222,14 @@ def identity(source: Mapping[str, Any], path_digest: Callable[[str], str]) -> Ma
 
 def model_source(model_id: str, source: Any, revision: str | None) -> dict[str, Any]:
     where = f"config.models: '{printable(model_id, 80)}'"
-    source = {"hub": model_id} if source == "hub" else dict(source)
-    if len(source.keys() - {"revision"}) != 1:
+    given: dict[str, Any] = {"hub": model_id} if source == "hub" else dict(source)
+    if len(given.keys() - {"revision"}) != 1:
         raise UserError(f"{where}: a source is one of hub, wheel, wheels, path and demo")
-    if "hub" in source:
-        source.setdefault("revision", revision)
-        if not COMMIT.fullmatch(source["revision"] or ""):
-            raise UserError(f"{where}: {moving(source['hub'], source['revision'])}")
-    return source
+    if "hub" in given:
+        given.setdefault("revision", revision)
+        if not COMMIT.fullmatch(given["revision"] or ""):
+            raise UserError(f"{where}: {moving(given['hub'], given['revision'])}")
+    return given
 
 
 def moving(repository: str, revision: str | None) -> str:

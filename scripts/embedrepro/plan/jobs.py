@@ -77,9 +77,11 @@ def make_job(name: str, rule: str, artifacts: Sequence[Artifact], label: str = "
 
 def make_jobs(catalogue: Catalogue, rows: Sequence[Row]) -> list[Job]:
     """All jobs of an experiment, the report's not among them."""
-    jobs = [*prepare_jobs(catalogue)]
+    jobs = [*prepare_jobs(catalogue, rows)]
     for model in in_order(catalogue.experiment.models):
         of_model = [row for row in rows if row.model is model]
+        if not of_model:
+            continue
         jobs += model_jobs(catalogue, model, of_model)
         scores = [row.scores for row in of_model]
         jobs.append(make_job(model.slug, "score", scores, model.id))
@@ -100,11 +102,14 @@ def merged(jobs: Iterable[Job]) -> list[Job]:
     return unique
 
 
-def prepare_jobs(catalogue: Catalogue) -> list[Job]:
+def prepare_jobs(catalogue: Catalogue, rows: Sequence[Row]) -> list[Job]:
     """A job for each dataset, small local ones together."""
     jobs, together, chars = [], [], 0
     for dataset in catalogue.experiment.datasets:
-        splits = [catalogue.split(dataset, split) for split in dataset.splits]
+        asked = {row.split for row in rows if row.dataset is dataset}
+        splits = [catalogue.split(dataset, split) for split in dataset.splits if split in asked]
+        if not splits:
+            continue
         artifacts = [catalogue.corpus(dataset), *splits]
         size = catalogue.outside.sizes[dataset.name].characters
         if local_kind(dataset.source) and chars + size <= LOCAL_TOGETHER:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from .artifacts import Artifact
+from .artifacts import Artifact, row_name
 from .cost import BYTES_A_PARAMETER, PARAMETERS
 from .jobs import Job
 from .plan import Plan
@@ -72,10 +72,29 @@ def holes(plan: Plan, rows: list[dict[str, str]]) -> list[dict[str, str]]:
     ]
 
 
+def refused(plan: Plan, rows: list[dict[str, str]]) -> set[str]:
+    """Names of the rows that can't be made for a mistake which a job has told.
+
+    A job that was killed, or never ran, refuses nothing.
+    """
+    found = set()
+    for row in rows:
+        if Path(row["scores"]).exists():
+            continue
+        artifact = first_missing(plan, plan.artifacts[row["scores"]])
+        if error_of(job_of(plan, artifact), told=True):
+            found.add(row_name(row["model"], row["dataset"], row["split"]))
+    return found
+
+
+def job_of(plan: Plan, artifact: Artifact) -> Job:
+    return next(job for job in plan.jobs if artifact.path in job.artifacts)
+
+
 def reason(plan: Plan, path: str) -> str:
     """Why an artifact isn't there: the error of the job that should have come first."""
     artifact = first_missing(plan, plan.artifacts[path])
-    job = next(job for job in plan.jobs if artifact.path in job.artifacts)
+    job = job_of(plan, artifact)
     return error_of(job) or f"{job.rule} was not done; run again"
 
 
@@ -87,14 +106,14 @@ def first_missing(plan: Plan, artifact: Artifact) -> Artifact:
     return artifact
 
 
-def error_of(job: Job) -> str:
-    """The last error that a job's log holds; "" where there is none."""
+def error_of(job: Job, told: bool = False) -> str:
+    """The last error that a job's log holds, or its last line; `told`: only one told in words."""
     log = LOGS / job.rule / f"{job.name}.log"
     if not log.is_file():
         return ""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    said = errors or [line for line in lines if line.strip()]
+    said = errors or [line for line in lines if line.strip() and not told]
     return said[-1] if said else ""
 
 

@@ -18,9 +18,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import Stemmer
 
-from ..encode.shard import read_texts
+from ..datasets.reading import read_texts
 from ..errors import UserError
-from ..files import read_json
 from ..schema import over_defaults
 from .runs import Ranking, kept, read_ids, trec_order
 
@@ -89,21 +88,19 @@ def read_spec(spec: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def search_bm25(dataset: Path | str, split: str, spec: dict[str, Any], k: int) -> Iterator[Ranking]:
+def search_bm25(
+    corpus: Path, queries: Path, title: str, spec: dict[str, Any], k: int
+) -> Iterator[Ranking]:
     """Yield each query's best `k` passages that score above 0, in trec_eval's order.
 
-    `dataset` is a prepared folder; titles are joined where its `dataset.json` says so. Queries with
-    no hit are left out. Scores are bm25s's float32 sums.
+    `corpus`, `queries`: prepared Parquet; `title`: join puts titles before the text, drop leaves
+    them out. Queries with no hit are left out. Scores are bm25s's float32 sums.
     """
-    settings, dataset = read_spec(spec), Path(dataset)
-    queries = dataset / split / "queries.parquet"
-    if not queries.is_file():
-        raise UserError(f"{queries}: no such file; prepare the dataset with split {split!r}")
-    title = read_json(dataset / "dataset.json")["title"]
+    settings = read_spec(spec)
     tokenize = Tokenizer(settings)
-    ids = read_ids(dataset / "corpus.parquet")
+    ids = read_ids(corpus)
     index = bm25s.BM25(**{key: settings[key] for key in ("method", "k1", "b", "delta")})
-    texts = list(read_texts(dataset / "corpus.parquet", 0, len(ids), "passage", title))
+    texts = list(read_texts(corpus, 0, len(ids), "passage", title))
     index.index(tokenize(texts), show_progress=False)
     del texts
     count = pq.ParquetFile(queries).metadata.num_rows
