@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from snakemake.common.configfile import load_configfile
+from snakemake.logging import logger
 from snakemake.utils import update_config
 
 REPOSITORY = Path(workflow.current_basedir).parent
@@ -59,14 +60,20 @@ def absent(paths):
 
 
 def products(job):
-    """A job's files: kept while it is made again, and when it ends half-way."""
-    return [update(f) for path in job.artifacts for f in PLAN.artifacts[path].outputs]
+    """A job's files that aren't there yet. update(): Snakemake would delete what another workflow
+    on the same store makes meanwhile, and that one reads."""
+    outputs = (f for path in job.artifacts for f in PLAN.artifacts[path].outputs)
+    return [update(f) for f in absent(outputs)]
 
 
 def command(script, job):
     """What a job runs; everything it needs stands in the plan."""
     slot = f"{PYTHON} {SCRIPTS}/gpu_slot.py {job.gpu} -- " if job.gpu else ""
     return f"{slot}{PYTHON} {SCRIPTS}/{script}.py --plan {PLAN_FILE} --job {job.name}"
+
+
+# It says of every such file that a failed job didn't make that it had no backup to restore.
+logger.addFilter(lambda record: "no backup found" not in record.getMessage())
 
 
 def log_of(job):

@@ -15,10 +15,12 @@ for job in jobs("download"):
         conda:
             "../envs/data.yaml"
         threads: job.threads
+        params:
+            command=command("download_model", job),
         resources:
             **asked(job),
         shell:
-            command("download_model", job)
+            "{params.command} 2>&1 | tee {log:q}"
 
 
 for job in jobs("stage"):
@@ -35,8 +37,10 @@ for job in jobs("stage"):
         conda:
             "../envs/data.yaml"
         threads: job.threads
+        params:
+            command=command("stage_model", job),
         resources:
             **asked(job),
         shell:
-            command("stage_model", job)
+            "{params.command} 2>&1 | tee {log:q}"
 

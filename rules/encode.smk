@@ -15,10 +15,12 @@ for job in jobs("preflight"):
         conda:
             "../envs/encode.yaml"
         threads: job.threads
+        params:
+            command=command("preflight_model", job),
         resources:
             **asked(job),
         shell:
-            command("preflight_model", job)
+            "{params.command} 2>&1 | tee {log:q}"
 
 
 for job in jobs("encode"):
@@ -35,8 +37,10 @@ for job in jobs("encode"):
         conda:
             "../envs/encode.yaml"
         threads: job.threads
+        params:
+            command=command("encode", job),
         resources:
             **asked(job),
         shell:
-            command("encode", job)
+            "{params.command} 2>&1 | tee {log:q}"
 

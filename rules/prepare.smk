@@ -14,10 +14,12 @@ for job in jobs("prepare"):
         conda:
             "../envs/data.yaml"
         threads: job.threads
+        params:
+            command=command("prepare_dataset", job),
         resources:
             **asked(job),
         shell:
-            command("prepare_dataset", job)
+            "{params.command} 2>&1 | tee {log:q}"
 
 
 rule fetch:

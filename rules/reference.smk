@@ -15,10 +15,12 @@ for job in jobs("reference"):
         conda:
             "../envs/encode.yaml"
         threads: job.threads
+        params:
+            command=command("run_reference", job),
         resources:
             **asked(job),
         shell:
-            command("run_reference", job)
+            "{params.command} 2>&1 | tee {log:q}"
 
 
 for job in jobs("parity"):
@@ -35,10 +37,12 @@ for job in jobs("parity"):
         conda:
             "../envs/data.yaml"
         threads: job.threads
+        params:
+            command=command("compare_reference", job),
         resources:
             **asked(job),
         shell:
-            command("compare_reference", job)
+            "{params.command} 2>&1 | tee {log:q}"
 
 
 rule reference:

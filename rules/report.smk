@@ -15,10 +15,12 @@ for job in jobs("report"):
         conda:
             "../envs/data.yaml"
         threads: job.threads
+        params:
+            command=command("make_report", job),
         resources:
             **asked(job),
         shell:
-            command("make_report", job)
+            "{params.command} 2>&1 | tee {log:q}"
 
 
 rule plan:

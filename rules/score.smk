@@ -14,10 +14,12 @@ for job in jobs("score"):
         conda:
             "../envs/data.yaml"
         threads: job.threads
+        params:
+            command=command("score_runs", job),
         resources:
             **asked(job),
         shell:
-            command("score_runs", job)
+            "{params.command} 2>&1 | tee {log:q}"
 
 
 rule scores:

@@ -14,10 +14,12 @@ for job in jobs("search"):
         conda:
             "../envs/encode.yaml"
         threads: job.threads
+        params:
+            command=command("search", job),
         resources:
             **asked(job),
         shell:
-            command("search", job)
+            "{params.command} 2>&1 | tee {log:q}"
 
 
 for job in jobs("merge"):
@@ -34,10 +36,12 @@ for job in jobs("merge"):
         conda:
             "../envs/data.yaml"
         threads: job.threads
+        params:
+            command=command("merge_runs", job),
         resources:
             **asked(job),
         shell:
-            command("merge_runs", job)
+            "{params.command} 2>&1 | tee {log:q}"
 
 
 for job in jobs("bm25"):
@@ -54,10 +58,12 @@ for job in jobs("bm25"):
         conda:
             "../envs/data.yaml"
         threads: job.threads
+        params:
+            command=command("bm25_run", job),
         resources:
             **asked(job),
         shell:
-            command("bm25_run", job)
+            "{params.command} 2>&1 | tee {log:q}"
 
 
 for job in jobs("fuse"):
@@ -74,10 +80,12 @@ for job in jobs("fuse"):
         conda:
             "../envs/data.yaml"
         threads: job.threads
+        params:
+            command=command("fuse_runs", job),
         resources:
             **asked(job),
         shell:
-            command("fuse_runs", job)
+            "{params.command} 2>&1 | tee {log:q}"
 
 
 for job in jobs("run"):
@@ -94,10 +102,12 @@ for job in jobs("run"):
         conda:
             "../envs/data.yaml"
         threads: job.threads
+        params:
+            command=command("import_run", job),
         resources:
             **asked(job),
         shell:
-            command("import_run", job)
+            "{params.command} 2>&1 | tee {log:q}"
 
 
 for job in jobs("rerank"):
@@ -114,8 +124,10 @@ for job in jobs("rerank"):
         conda:
             "../envs/encode.yaml"
         threads: job.threads
+        params:
+            command=command("rerank", job),
         resources:
             **asked(job),
         shell:
-            command("rerank", job)
+            "{params.command} 2>&1 | tee {log:q}"
 

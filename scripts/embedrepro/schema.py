@@ -1,7 +1,7 @@
 """Validation against a closed JSON schema, with errors that a person can act on."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .errors import UserError, printable
@@ -35,7 +35,9 @@ def validate(data: Any, schema: dict[str, Any], where: str) -> None:
 
     base = jsonschema.Draft202012Validator
 
-    def with_defaults(validator, properties, instance, schema):
+    def with_defaults(
+        validator: Any, properties: dict[str, Any], instance: Any, schema: dict[str, Any]
+    ) -> Iterator[Any]:
         if isinstance(instance, dict):
             for name, part in properties.items():
                 if "default" in part:

@@ -167,6 +167,7 @@ def test_a_job_writes_sealed_arrays_with_sidecars(bert, corpus, tmp_path, capsys
     assert said[0].startswith("test/model: set test-queries: 9 texts") and "texts/s" in said[1]
 
     array, meta = dense.load_array(folder / "exact.npy")
+    array = np.array(array)
     assert array.tobytes() == whole(load_engine(bert, {}, "cpu"), corpus, tmp_path / "x").tobytes()
     assert meta["docs"] == len(array) and meta["tokens"] > meta["docs"]
     assert meta["engine"] == "packed" and meta["compute_dtype"] == "float32"

@@ -74,7 +74,7 @@ def test_end_to_end_layout_equals_one_text_at_a_time(folders, monkeypatch, famil
     monkeypatch.setattr(PackedEngine, "_can_varlen", lambda self: True)
     monkeypatch.setattr(attention_module, "varlen_attn", attend_each)
     folder = folders(family, causal)
-    engine = PackedEngine(load_facts(folder), "cpu", tokens_per_batch=200)
+    engine = PackedEngine(load_facts(folder), "cpu", 200)
     texts = some_texts()
     expected = reference(folder, texts, engine.facts.pooling)
     np.testing.assert_allclose(encode(engine, texts), expected, atol=5e-6)

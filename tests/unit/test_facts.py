@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import yaml
 from embedrepro.errors import UserError
-from embedrepro.keys import ENCODE_FACTS, STAGE_FACTS
 from embedrepro.models.architectures import flagembedding_mapping, native_attention, native_class
-from embedrepro.models.facts import resolve
+from embedrepro.models.facts import resolve as resolve_all
+from embedrepro.models.facts_table import TABLE
 from safetensors.numpy import save_file
 
 REPOSITORY = Path(__file__).parents[2]
@@ -30,7 +30,10 @@ def model(tmp_path):
         if modules:
             kinds = [name.rpartition("_")[2] for name in modules]
             named["modules.json"] = [
-                {"path": "" if kind == "Transformer" else path, "type": f"st.models.{kind}"}
+                {
+                    "path": "" if kind == "Transformer" else path,
+                    "type": f"sentence_transformers.models.{kind}",
+                }
                 for kind, path in zip(kinds, modules, strict=True)
             ]
         for name, value in named.items():
@@ -46,6 +49,11 @@ def spec(name="org/model", facts=None, registry=None):
     return {"id": name, "model": "x", "facts": facts or {}, "registry": registry or {}}
 
 
+def resolve(spec, snapshot):
+    found = resolve_all(spec, snapshot)
+    return found.facts, found.decisions
+
+
 GIVEN = {"pooling": "mean", "normalize": True, "query_prompt": "", "passage_prompt": ""}
 
 
@@ -55,7 +63,7 @@ def source_of(decisions, fact):
 
 def test_every_fact_is_resolved_and_recorded(model):
     facts, decisions = resolve(spec(facts=GIVEN), model())
-    assert set(facts) == {*STAGE_FACTS, *ENCODE_FACTS}
+    assert set(facts) == {*TABLE, "fast_dtype"}
     assert {row["fact"] for row in decisions} == set(facts)
     assert all(row["source"] and row["reason"] for row in decisions)
     assert facts["attention"] == "bidirectional" and facts["end_token"] is None
@@ -122,20 +130,25 @@ def test_pooling_in_both_forms(model, flag):
 
 
 @pytest.mark.parametrize(
-    "config", [{"pooling_mode_weightedmean_tokens": True}, {"pooling_mode": ["cls", "max"]}]
+    ("config", "pooling"),
+    [
+        ({"pooling_mode_weightedmean_tokens": True}, "weightedmean"),
+        ({"pooling_mode": ["cls", "max"]}, "modules"),
+    ],
 )
-def test_other_poolings_are_refused_by_name(model, config):
+def test_other_poolings(model, config, pooling):
     snapshot = model(modules=MODULES, **{"1_Pooling__config": config})
-    with pytest.raises(UserError, match=r"weightedmean|cls \+ max"):
-        resolve(spec(), snapshot)
-    facts, _ = resolve(spec(facts={"pooling": "mean"}), snapshot)  # the user may overrule
-    assert facts["pooling"] == "mean"
+    found = resolve_all(spec(), snapshot)
+    assert found.facts["pooling"] == pooling and found.layout.beyond
+    assert resolve(spec(facts={"pooling": "mean"}), snapshot)[0]["pooling"] == "mean"
 
 
-def test_dense_module_is_refused_by_name(model):
-    snapshot = model(modules=(*MODULES[:2], "2_Dense"), **{"1_Pooling__config": {}})
-    with pytest.raises(UserError, match=r"2_Dense \(Dense\)"):
-        resolve(spec(facts=GIVEN), snapshot)
+def test_a_dense_module_is_a_step(model):
+    dense = {"in_features": 8, "out_features": 4, "bias": False}
+    files = {"1_Pooling__config": {}, "2_Dense__config": dense}
+    found = resolve_all(spec(facts=GIVEN), model(modules=(*MODULES[:2], "2_Dense"), **files))
+    assert found.layout.dimension == 4 and "module Dense" in found.layout.beyond
+    assert found.layout.modules[1] == {"type": "Dense", "path": "2_Dense", **dense}
 
 
 @pytest.mark.parametrize(
@@ -189,13 +202,17 @@ def test_encoding_asks_for_a_prompt_nobody_states(model):
     assert encode.resolve(snapshot / "staged", {"query_prompt": ""}).prompt("query", None) == ""
 
 
-def test_prompt_left_out_of_the_mean_is_refused(model):
+def test_prompt_left_out_of_the_mean(model):
     files = {
         "1_Pooling__config": {"include_prompt": False},
         "config_sentence_transformers": {"prompts": {"query": "q: "}},
     }
-    with pytest.raises(UserError, match="include_prompt"):
-        resolve(spec(), model(modules=MODULES, **files))
+    facts, decisions = resolve(spec(), model(modules=MODULES, **files))
+    assert facts["include_prompt"] is False and facts["query_prompt"] == "q: "
+    facts, decisions = resolve(
+        spec(facts={"include_prompt": True}), model(modules=MODULES, **files)
+    )
+    assert facts["include_prompt"] and source_of(decisions, "include_prompt") == "config"
 
 
 @pytest.mark.parametrize(
@@ -207,7 +224,11 @@ def test_prompt_left_out_of_the_mean_is_refused(model):
         (QWEN, {"model_max_length": 10**30}, None, {}, 4096),
         (QWEN, {}, None, {"max_tokens": 2048}, 2048),
         ({**BERT, "model_type": "xlm-roberta", "pad_token_id": 1}, {}, 514, {}, 510),
-        ({"model_type": "bert", "hidden_size": 8}, {}, None, {}, 512),
+        ({"model_type": "bert", "hidden_size": 8}, {}, None, {}, 32768),
+        ({**QWEN, "rope_scaling": {"factor": 4.0}}, {}, 9000, {}, 9000),
+        ({**QWEN, "rope_scaling": {"factor": 2.0}}, {}, 9000, {}, 8192),
+        ({"model_type": "t5", "d_model": 8, "n_positions": 16}, {}, 64, {}, 64),
+        ({**BERT, "model_type": "luke", "pad_token_id": 1}, {}, None, {}, 510),
     ],
 )
 def test_lengths(model, config, tokenizer, length, registry, expected):
@@ -272,13 +293,12 @@ def test_end_token(model):
 @pytest.mark.parametrize(
     ("facts", "says"),
     [
-        ({"pooling": "max"}, "pooling: max is none of mean, cls, last_token"),
+        ({"pooling": "sum"}, "pooling: sum is none of mean, cls, last_token"),
         ({"normalize": "yes"}, "normalize: yes is none of True, False"),
         ({"normalize": 1}, "normalize: 1 is none of"),
         ({"query_prompt": 3}, "query_prompt: 3 is not text"),
         ({"max_length": 0}, "0 is not a positive"),
         ({"max_length": {"query": True}}, "True is not a positive"),
-        ({"dimensions": 9}, "its vectors have only 8"),
         ({"dtype": "int8"}, "dtype: int8 is none of"),
     ],
 )

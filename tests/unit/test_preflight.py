@@ -1,23 +1,20 @@
 """Preflight: each silent trap gives a wrong vector without it, and is refused with it."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
+import time
 
 import pytest
 import torch
 import traps
 from embedrepro.errors import UserError
-from embedrepro.files import write_json
+from embedrepro.files import read_json, write_json
 from embedrepro.models import examination
 from embedrepro.models.examination import examine
-from embedrepro.models.preflight import refuse_failed
+from embedrepro.models.preflight import preflight, refuse_failed
 from embedrepro.models.staging import stage
 from minilm import minilm_folder
 from transformers import AutoModel, AutoTokenizer
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 TEXT = "abc"
 
 
@@ -124,8 +121,8 @@ def test_trap_native_class_honours_a_flag_that_the_code_ignored(tmp_path):
             return AutoModel.from_pretrained(folder).eval()(ids).last_hidden_state[0]
 
     with pytest.raises(UserError, match="set attention"):
-        stage(traps.spec(), snapshot, tmp_path / "refused")
-    stage(traps.spec(facts={"attention": "causal"}), snapshot, tmp_path / "st")
+        stage(traps.spec(trust_remote_code=False), snapshot, tmp_path / "refused")
+    stage(traps.spec(facts={"attention": "causal", "native": True}), snapshot, tmp_path / "st")
     assert failed(tmp_path / "st") == []
     for name in ("config.json", "tokenizer_config.json"):  # as a user who only drops the code
         settings = json.loads((snapshot / name).read_text())
@@ -164,7 +161,7 @@ def test_code_that_runs_from_elsewhere_is_found(staged):
 )
 def test_trap_another_architecture_under_a_native_type(tmp_path, layers, says):
     snapshot = traps.qwen2(tmp_path / "snap", num_hidden_layers=layers, layer_types=None)
-    stage(traps.spec(facts={"attention": "causal"}), snapshot, tmp_path / "st")
+    stage(traps.spec(facts={"attention": "causal", "native": True}), snapshot, tmp_path / "st")
     if layers == 3:  # without a word, every load is another model
         states = [last_state(tmp_path / "st") for _ in range(2)]
         assert not torch.equal(*states)
@@ -200,7 +197,7 @@ def test_prompt_that_never_reaches_the_tokens(staged):
 def test_large_model_is_cut_to_its_first_layers(tmp_path, monkeypatch):
     monkeypatch.setattr(examination, "FULL_BYTES", 0)
     snapshot = traps.qwen2(tmp_path / "snap", layers=4)
-    stage(traps.spec(facts={"attention": "causal"}), snapshot, tmp_path / "st")
+    stage(traps.spec(facts={"attention": "causal", "native": True}), snapshot, tmp_path / "st")
     findings = examine(tmp_path / "st")["findings"]
     assert all(row["ok"] for row in findings)
     scope = next(row["detail"] for row in findings if row["check"] == "scope")
@@ -216,12 +213,30 @@ def test_refusal_names_model_and_check():
 
 def test_fresh_processes_that_disagree_are_refused_and_nothing_is_written(tmp_path):
     snapshot = traps.custom(tmp_path / "snap", "unrepeatable")
-    write_json(tmp_path / "spec.json", traps.spec())
-    output = tmp_path / "store" / "demo__Tiny-0_1B-k"
-    command = [sys.executable, SCRIPTS / "stage_model.py", "--spec", tmp_path / "spec.json"]
-    command += ["--snapshot", snapshot, "--output", output]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2, done.stderr
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: demo/Tiny-0.1B: preflight check 'repeat' failed: two fresh")
-    assert list(output.parent.iterdir()) == []
+    stage(traps.spec(), snapshot, tmp_path / "demo__Tiny-0_1B-k")
+    output = tmp_path / "store" / "p.json"
+    with pytest.raises(UserError, match="'repeat' failed: two fresh") as error:
+        preflight(tmp_path / "demo__Tiny-0_1B-k", output)
+    assert str(error.value).startswith("demo/Tiny-0.1B: preflight check")
+    assert not output.exists()
+
+
+def test_what_loading_leaves_unwritten_is_seen_in_one_load(staged, monkeypatch):
+    """Poisoned memory: the buffers that only a second process told apart are NaN."""
+    _, folder = staged("buffers")
+    monkeypatch.setattr(examination.Probe, "buffers", lambda self: iter(()))
+    assert "finite" in failed(folder)
+
+
+def test_preflight_of_the_real_model(tmp_path):
+    spec = {"id": "s/all-MiniLM-L6-v2", "model": "m", "source": {"path": "x"}}
+    stage(spec, minilm_folder(), tmp_path / "st")
+    started = time.perf_counter()
+    examination.load(tmp_path / "st", json.loads((tmp_path / "st" / "stage.json").read_text()))
+    loaded = time.perf_counter() - started
+    started = time.perf_counter()
+    preflight(tmp_path / "st", tmp_path / "p.json")
+    assert time.perf_counter() - started < 10 * loaded + 5  # about two seconds when alone
+    record = read_json(tmp_path / "p.json")
+    assert {row["check"] for row in record["findings"]} >= {"long", "finite", "attention"}
+    assert record["versions"]["torch"]

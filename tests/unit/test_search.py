@@ -1,8 +1,7 @@
 """Exact search and merge against brute force in float64, for any cut into shards."""
 
-import importlib
 import json
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,29 +11,17 @@ import pytest
 import pytrec_eval
 import torch
 from embedrepro.errors import UserError
-from embedrepro.vectors.dense import save_array, sidecar
-from embedrepro.search import exact as search, scan
-from embedrepro.vectors import shard as vectors
-from embedrepro.search.hits import group_size, write_hits
+from embedrepro.search import exact, job, scan
+from embedrepro.search.hits import group_size, regrouped, write_hits
+from embedrepro.search.job import MergeRow, Piece, Row
 from embedrepro.search.runs import read_run
 from embedrepro.search.scores import dot
+from embedrepro.vectors import shard as vectors
+from embedrepro.vectors.dense import save_array, sidecar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 MADE = {"compute_dtype": "float16", "model_id": "org/m"}
-
-
-def command(name: str, **options) -> None:
-    """Run scripts/<name>.py's main in this process."""
-    words = [name]
-    for key, value in options.items():
-        values = [] if value is True else value if isinstance(value, list) else [value]
-        words += [f"--{key.replace('_', '-')}", *map(str, values)]
-    before, sys.argv = sys.argv, words
-    try:
-        importlib.import_module(name).main()
-    finally:
-        sys.argv = before
 
 
 def write_ids(folder: Path, docs: list[str], queries: list[str]) -> None:
@@ -42,46 +29,37 @@ def write_ids(folder: Path, docs: list[str], queries: list[str]) -> None:
     pq.write_table(pa.table({"id": queries}), folder / "queries.parquet")
 
 
-def run_of(folder: Path, queries, corpus, k: int, shards: int, depth: int = 0, **merge) -> bytes:
-    """Cut the corpus, search each shard and merge, all through the command lines.
+def run_of(folder: Path, queries, corpus, k: int, shards: int, **merge) -> bytes:
+    """Cut the corpus; search the pieces and merge their hits, or make the run in one go.
 
-    Shards as small as these are searched in two ways, which must agree in every byte.
+    By way of scans, of NumPy and of memory alone: they must agree in every byte.
     """
-    runs = [
-        cut_and_merge(folder, queries, corpus, k, shards, depth, device, merge)
-        for device in ("cpu", "auto")
-    ]
-    assert runs[0] == runs[1]
-    return runs[0]
-
-
-def cut_and_merge(folder: Path, queries, corpus, k, shards, depth, device, merge) -> bytes:
     save_array(folder / "q.npy", queries, **MADE)
-    hits = []
+    pieces = []
     for i in range(shards):
         start, stop = len(corpus) * i // shards, len(corpus) * (i + 1) // shards
-        save_array(folder / f"c{i}.npy", corpus[start:stop], rows=[start, stop], **MADE)
-        hits.append(folder / f"h{i}.parquet")
-        command(
-            "search_shard",
-            queries=folder / "q.npy",
-            corpus=folder / f"c{i}.npy",
-            ids=folder / "corpus.parquet",
-            top_k=depth or k,
-            output=hits[-1],
-            device=device,
+        pieces.append(folder / f"c{i}.npy")
+        save_array(pieces[-1], corpus[start:stop], rows=[start, stop], **MADE)
+    ids, names = folder / "corpus.parquet", folder / "queries.parquet"
+    runs = []
+    for device in ("cpu", "auto"):
+        hits = [folder / f"{device}{i}.parquet" for i in range(shards)]
+        for path in [*hits, folder / "merged.trec", folder / "run.trec"]:
+            path.unlink(missing_ok=True)
+        depth = k + bool(merge.get("spare_identical_ids"))
+        job.search_pieces(
+            [
+                Piece(folder / "q.npy", piece, ids, depth, path)
+                for piece, path in zip(pieces, hits, strict=True)
+            ],
+            device,
         )
-    command(
-        "merge_hits",
-        hits=hits[::-1],
-        corpus=folder / "corpus.parquet",
-        queries=folder / "queries.parquet",
-        top_k=k,
-        tag="m",
-        output=folder / "run.trec",
-        **merge,
-    )
-    return (folder / "run.trec").read_bytes()
+        job.merge_rows([MergeRow(hits[::-1], ids, names, k, "m", folder / "merged.trec", **merge)])
+        row = Row(folder / "q.npy", pieces, ids, names, k, "m", folder / "run.trec", **merge)
+        job.search_rows([row], device)
+        runs += [(folder / name).read_bytes() for name in ("merged.trec", "run.trec")]
+    assert len(set(runs)) == 1
+    return runs[0]
 
 
 def brute_force(queries, corpus, docs: list[str], k: int) -> bytes:
@@ -108,19 +86,28 @@ def made(seed: int, n: int, queries: int, dim: int, dtype=np.float16):
     return wanted, corpus, docs
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_equals_brute_force_for_any_number_of_shards(tmp_path, dtype):
+@pytest.mark.parametrize(
+    ("query_dtype", "dtype", "cuts"),
+    [
+        (np.float16, np.float16, (1, 64)),
+        (np.float32, np.float32, (1, 5)),
+        (np.float32, np.float16, (1, 5)),
+        (np.float16, np.float32, (5,)),
+    ],
+)
+def test_equals_brute_force_for_any_number_of_shards(tmp_path, query_dtype, dtype, cuts):
     queries, corpus, docs = made(1, 3000, 21, 37, dtype)
+    queries = (queries * np.float32(1.0001)).astype(query_dtype)
     write_ids(tmp_path, docs, [f"q{i}" for i in range(21)])
     expected = brute_force(queries, corpus, docs, 100)
-    for shards in (1, 5, 64):
+    for shards in cuts:
         assert run_of(tmp_path, queries, corpus, 100, shards) == expected
 
 
 def test_k_may_exceed_the_shard_and_the_corpus(tmp_path):
     queries, corpus, docs = made(2, 90, 5, 8)
     write_ids(tmp_path, docs, [f"q{i}" for i in range(5)])
-    for shards in (1, 7, 90):
+    for shards in (1, 7, 30):
         assert run_of(tmp_path, queries, corpus, 10_000, shards) == brute_force(
             queries, corpus, docs, 10_000
         )
@@ -205,15 +192,18 @@ def test_identical_ids_do_not_count_among_the_k(tmp_path):
     queries, corpus, docs = made(5, 200, 4, 8)
     names = [docs[0], "other", docs[3], docs[100]]
     write_ids(tmp_path, docs, names)
-    run_of(tmp_path, queries, corpus, 50, 3, depth=51, spare_identical_ids=True)
+    run_of(tmp_path, queries, corpus, 50, 3, spare_identical_ids=True)
     run = read_run(tmp_path / "run.trec")
     everything = brute_force(queries, corpus, docs, 200).decode().splitlines()
     for row, name in enumerate(names):
         ranked = [line.split()[2] for line in everything if line.startswith(f"q{row} ")]
         assert [doc for doc in run[name] if doc != name] == [d for d in ranked if d != name][:50]
         assert (name in run[name]) == (name in ranked[:51])
-    with pytest.raises(UserError, match="--top-k 51"):
-        run_of(tmp_path, queries, corpus, 50, 3, spare_identical_ids=True)
+    hits = [tmp_path / f"cpu{i}.parquet" for i in range(3)]
+    ids, names = tmp_path / "corpus.parquet", tmp_path / "queries.parquet"
+    row = MergeRow(hits, ids, names, 51, "m", tmp_path / "other.trec", spare_identical_ids=True)
+    with pytest.raises(UserError, match="--top-k 52"):
+        job.merge_rows([row])
 
 
 def test_rank_is_the_rank_that_trec_eval_scores(tmp_path):
@@ -246,19 +236,10 @@ def shard_files(tmp_path, **change):
     )
 
 
-def search_one(tmp_path, **options):
-    command(
-        "search_shard",
-        **{
-            "queries": tmp_path / "q.npy",
-            "corpus": tmp_path / "c.npy",
-            "ids": tmp_path / "corpus.parquet",
-            "top_k": 5,
-            "output": tmp_path / "h.parquet",
-            "device": "cpu",
-        }
-        | options,
-    )
+def search_one(tmp_path, device="cpu", top_k=5):
+    (tmp_path / "h.parquet").unlink(missing_ok=True)
+    paths = [tmp_path / name for name in ("q.npy", "c.npy", "corpus.parquet")]
+    job.search_pieces([Piece(*paths, top_k, tmp_path / "h.parquet")], device)
 
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])
@@ -267,8 +248,6 @@ def test_wrong_inputs_are_refused_by_name(tmp_path, device):
     damaged[41, 3] = np.nan
     for change, message in [
         ({"queries": np.ones((3, 9), np.float16)}, r"q\.npy has shape \[3, 9\].*8 dimensions"),
-        ({"queries": np.ones((3, 8), np.float32)}, "dtype float32"),
-        ({"compute_dtype": "bfloat16"}, "compute_dtype float16.*bfloat16"),
         ({"model_id": "org/other"}, "model_id org/m.*org/other"),
         ({"corpus": damaged}, r"c\.npy: row 41 holds NaN"),
         ({"queries": np.full((3, 8), np.inf, np.float16)}, r"q\.npy: row 0 holds"),
@@ -299,10 +278,72 @@ def test_a_larger_shard_is_scanned(tmp_path, monkeypatch):
     shard_files(tmp_path)
     search_one(tmp_path, device="auto")
     found = pq.read_table(tmp_path / "h.parquet")
-    monkeypatch.setattr(search, "SMALL", 3 * 60 * search.NARROW - 1)
-    monkeypatch.delattr(search, "score_all")
+    monkeypatch.setattr(job, "LARGE", 3 * 60 * 8 - 1)
+    monkeypatch.delattr(job, "search_array")
     search_one(tmp_path, device="auto")
     assert pq.read_table(tmp_path / "h.parquet").equals(found)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_bounds_hold_the_scores_and_know_nearly_all(dtype):
+    """Also where exact zeros and cancellation leave float32 finer than the bound."""
+    random = np.random.default_rng(10)
+    corpus = random.standard_normal((500, 129)).astype(dtype)
+    corpus[:50, 1:] = 0
+    queries = random.standard_normal((40, 129)).astype(dtype)
+    queries[:5, 0] = 0
+    pairs = np.arange(40 * 500)
+    scores = exact.dots(queries, corpus, *np.divmod(pairs, 500)).reshape(40, 500)
+    low, high = exact.bounds(queries, corpus)
+    assert (low <= scores).all() and (scores <= high).all()
+    assert (low != high)[5:, 50:].mean() < 1e-2
+    a, b = (torch.from_numpy(array[part]) for array, part in
+            ((queries, pairs // 500), (corpus, pairs % 500)))  # fmt: skip
+    assert dot(a, b).numpy().tobytes() == (scores + np.float32(0)).tobytes()
+
+
+def test_what_is_made_is_not_made_again(tmp_path, monkeypatch):
+    queries, corpus, docs = made(11, 90, 5, 8)
+    write_ids(tmp_path, docs, [f"q{i}" for i in range(5)])
+    run_of(tmp_path, queries, corpus, 10, 2)
+    monkeypatch.delattr(job, "Queries")
+    pieces = [tmp_path / f"c{i}.npy" for i in range(2)]
+    ids, names = tmp_path / "corpus.parquet", tmp_path / "queries.parquet"
+    row = Row(tmp_path / "q.npy", pieces, ids, names, 10, "m", tmp_path / "run.trec")
+    job.search_rows([row])
+    with open(tmp_path / "run.trec", "ab") as file:
+        file.write(b"q9 Q0 d 1 0.5 m\n")
+    with pytest.raises(UserError, match=r"run\.trec: its sha256"):
+        job.search_rows([row])
+
+
+def test_pieces_out_of_order_are_refused(tmp_path):
+    queries, corpus, docs = made(12, 90, 5, 8)
+    write_ids(tmp_path, docs, [f"q{i}" for i in range(5)])
+    run_of(tmp_path, queries, corpus, 10, 2)
+    pieces = [tmp_path / f"c{i}.npy" for i in range(2)]
+    ids, names = tmp_path / "corpus.parquet", tmp_path / "queries.parquet"
+    row = Row(tmp_path / "q.npy", pieces[::-1], ids, names, 10, "m", tmp_path / "other.trec")
+    with pytest.raises(UserError, match="begins with row 45 of the corpus where 0"):
+        job.search_rows([row])
+    with pytest.raises(UserError, match="ends with row 45 of the corpus's 90"):
+        job.search_rows([replace(row, corpus=pieces[:1])])
+
+
+@given(st.lists(st.integers(1, 9), max_size=9), st.integers(1, 7))
+def test_batches_of_any_size_are_regrouped(sizes, step):
+    rows = np.arange(sum(sizes) * 2).reshape(-1, 2)
+    cuts = np.cumsum([0, *sizes])
+    batches = [
+        (start, rows[start:stop], rows[start:stop] / 2)
+        for start, stop in zip(cuts, cuts[1:], strict=False)
+    ]
+    again = list(regrouped(batches, step))
+    assert [first for first, _, _ in again] == list(range(0, len(rows), step))
+    assert all(len(docs) == step for _, docs, _ in again[:-1])
+    if again:
+        assert (np.concatenate([docs for _, docs, _ in again]) == rows).all()
+        assert (np.concatenate([scores for _, _, scores in again]) == rows / 2).all()
 
 
 def test_merge_refuses_shards_that_do_not_belong_together(tmp_path):
@@ -326,15 +367,8 @@ def test_merge_refuses_shards_that_do_not_belong_together(tmp_path):
         ([first, tmp_path / "x"], "not a hits file"),
     ]:
         with pytest.raises(UserError, match=message):
-            command(
-                "merge_hits",
-                hits=files,
-                corpus=tmp_path / "corpus.parquet",
-                queries=tmp_path / "queries.parquet",
-                top_k=3,
-                tag="m",
-                output=tmp_path / "run.trec",
-            )
+            ids, names = tmp_path / "corpus.parquet", tmp_path / "queries.parquet"
+            job.merge_rows([MergeRow(files, ids, names, 3, "m", tmp_path / "run.trec")])
         assert not (tmp_path / "run.trec").exists()
 
 

@@ -182,7 +182,7 @@ def test_staged_qwen2_is_one_model_to_every_library(tmp_path):
     from sentence_transformers import SentenceTransformer
 
     folder = tmp_path / "demo__Tiny-0_1B-k"
-    spec = traps.spec(facts={"attention": "causal"})
+    spec = traps.spec(facts={"attention": "causal", "native": True})
     assert stage(spec, traps.qwen2(tmp_path / "snap"), folder)["engine"] == "packed"
     texts = ["one", "another, longer text", "北京大学 and the rest of it"] * 2
 
@@ -362,7 +362,7 @@ BROKEN = [
     ("modules.json of text", {"modules.json": ["x"]}, "not a list of modules"),
     (
         "a module outside",
-        {"modules.json": [{"type": "st.Pooling", "path": "../x"}]},
+        {"modules.json": [{"type": "sentence_transformers.models.Pooling", "path": "../x"}]},
         "leaves the folder",
     ),
     (

@@ -223,7 +223,8 @@ def wanted_thresholds(
     own: Entry, known: Entry, splits: Mapping[str, Theirs], where: str
 ) -> dict[str, int]:
     """The lowest grade that counts, by our name of each split; 1 where nobody says one."""
-    given, stated = own.get("relevance_threshold", {}), known.get("relevance_threshold", 1)
+    given: Any = own.get("relevance_threshold", {})
+    stated: Any = known.get("relevance_threshold", 1)
     if not isinstance(given, dict):
         return dict.fromkeys(splits, given)
     for split in given:
@@ -233,7 +234,7 @@ def wanted_thresholds(
                 f"{nearest(split, splits)}; it has {', '.join(splits)}"
             )
     listed = {} if own["source"] else known.get("splits", {})
-    thresholds = {}
+    thresholds: dict[str, int] = {}
     for ours, theirs in splits.items():
         # A split may go by another name here than in the registry.
         same = next((s for s in listed if listed[s] == theirs), ours)

@@ -50,7 +50,8 @@ class Hub:
 
         try:
             patiently(ask, f"hub {self.id}", first_contact=True)
-            return datasets.get_dataset_config_names(self.id, revision=self.revision)
+            configs: list[str] = datasets.get_dataset_config_names(self.id, revision=self.revision)
+            return configs
         except Exception as error:  # the libraries below raise anything from OSError to ValueError
             raise self.failure(error) from None
 

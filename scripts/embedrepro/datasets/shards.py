@@ -29,7 +29,10 @@ def bounds(chars: np.ndarray, shards: int) -> np.ndarray:
     cuts = np.where(targets - ends[below] <= ends[above] - targets, below, above)
     cuts[-1] = documents
     cuts = np.maximum.accumulate(cuts - order) + order  # at least one passage each …
-    return np.minimum(cuts, documents - shards + order)  # … and enough left for those that follow
+    result: np.ndarray = np.minimum(
+        cuts, documents - shards + order
+    )  # … and enough left for those that follow
+    return result
 
 
 def corpus_bounds(corpus: Path | str, shards: int) -> np.ndarray:

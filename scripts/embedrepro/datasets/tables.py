@@ -29,11 +29,11 @@ class Table:
     def __init__(self, path: Path, schema: pa.Schema, where: Callable[[int], str]) -> None:
         self.writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False)
         self.schema, self.where = schema, where
-        self.rows: list[tuple] = []
+        self.rows: list[tuple[Any, ...]] = []
         self.lines = array("q")
         self.chars = 0
 
-    def add(self, line: int, row: tuple, chars: int = 0) -> None:
+    def add(self, line: int, row: tuple[Any, ...], chars: int = 0) -> None:
         """Append `row`, which stood on `line` of its source and holds `chars` characters."""
         self.rows.append(row)
         self.lines.append(line)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import read_json
 from ..startup import uncollected
 from .engine import ENGINES, Engine, Precision
 from .facts import Facts, resolve
@@ -33,35 +32,25 @@ def load_engine(
 ) -> Engine:
     """The engine that `stage.json` or `settings` names, with its model on `device`.
 
-    `settings`: overrides of the encode facts (`query_prompt`, `passage_prompt`, `max_length`,
-    `engine`, `dimensions`) and `dtype`: float32 (the default), bfloat16, float16, fp8, or fast for
-    the one that stage.json names. `device`: auto, cpu or cuda. `tokens_per_batch`: None lets the
-    engine choose. `compiled`: whether layers are compiled where the engine can: other bytes in half
-    precision, and more speed after some seconds. Raises `UserError` for a setting, folder or device
-    that doesn't fit.
+    `settings`: what a piece states over stage.json (see `facts.resolve`). `device`: auto, cpu or
+    cuda. `tokens_per_batch`: None lets the engine choose. `compiled`: whether layers are compiled
+    where the engine can: other bytes in half precision, and more speed after some seconds. Raises
+    `UserError` for a setting, folder or device that doesn't fit.
     """
-    staged = Path(staged)
-    settings = dict(settings or {})
-    dtype = stated_dtype(staged, settings.pop("dtype", None) or "float32")
-    facts = resolve(staged, settings)
+    facts = resolve(staged, settings or {})
     if facts.trust_remote_code:
         from ..models.staged import verify_code
 
-        verify_code(staged)
+        verify_code(Path(staged))
     import_libraries(facts.engine)
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    engine = ENGINES[facts.engine].load()
-    return engine(facts, pick_device(device), dtype, tokens_per_batch, compiled)
-
-
-def stated_dtype(staged: Path, dtype: str) -> str:
-    """`dtype`, or for "fast" what stage.json's `fast_dtype` says; float16 where it says nothing."""
-    if dtype != "fast":
-        return dtype
-    return read_json(staged / "stage.json").get("fast_dtype") or "float16"
+    engine: Engine = ENGINES[facts.engine].load()(
+        facts, pick_device(device), tokens_per_batch, compiled
+    )
+    return engine
 
 
 @uncollected()
@@ -94,5 +83,4 @@ __all__ = [
     "load_engine",
     "pick_device",
     "resolve",
-    "stated_dtype",
 ]

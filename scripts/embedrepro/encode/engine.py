@@ -3,18 +3,19 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
 from ..errors import UserError, printable
+from ..models.facts_table import Dtype, Role
 from .batches import Part
 from .facts import Facts
 
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("float32", "bfloat16", "float16", "fp8")
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Precision:
     rounded as asked and the arithmetic is float32, as FlagEmbedding does it.
     """
 
-    dtype: str
-    arithmetic: str
+    dtype: Dtype
+    arithmetic: Dtype
 
     @property
     def stored(self) -> np.dtype:
@@ -54,7 +55,7 @@ class Engine(Protocol):
     def encode(
         self,
         texts: Iterable[str],
-        role: str,
+        role: Role,
         instruction: str | None = None,
         *,
         prompt: str | None = None,
@@ -89,10 +90,8 @@ ENGINES = {
 }
 
 
-def pick_precision(dtype: str, device: str, *, fp8: bool = False) -> Precision:
+def pick_precision(dtype: Dtype, device: str, *, fp8: bool = False) -> Precision:
     """How `dtype` is computed on `device` (cpu or cuda). `fp8`: whether the engine has it."""
-    if dtype not in DTYPES:
-        raise UserError(f"dtype {printable(dtype)}: use one of {', '.join(DTYPES)}")
     if dtype == "fp8":
         if device != "cuda":
             raise UserError("dtype fp8 needs a CUDA device; use bfloat16 or float32 on CPU")

@@ -55,3 +55,7 @@ PACKED_MODEL_TYPES: dict[str, Family] = {
     "gemma3_text": _DECODER,
     "gemma2": Family(layout="padded", decoder=True),  # soft-capped attention scores
 }
+
+# What the packed engine does after the transformer.
+PACKED_MODULES = ("Pooling", "Dense", "LayerNorm", "Normalize")
+PACKED_POOLINGS = ("mean", "cls", "last_token")

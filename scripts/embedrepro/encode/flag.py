@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm, trange
 
+from ..models.facts_table import Role
 from . import attention
 from .batches import Part, Sequences, padded_widths, step
 from .engine import check_finite, cut_dimensions, pick_precision
@@ -35,7 +36,6 @@ class FlagEngine:
         self,
         facts: Facts,
         device: str,
-        dtype: str = "float32",
         tokens_per_batch: int | None = None,
         compiled: bool = False,  # it never is
     ) -> None:
@@ -48,7 +48,7 @@ class FlagEngine:
 
         self.facts = facts
         self.device = torch.device(device)
-        self.precision = pick_precision(dtype, self.device.type)
+        self.precision = pick_precision(facts.dtype, self.device.type)
         self.remarks: dict[str, Any] = {}
         self.dimension = facts.hidden_size
         default = CUDA_BUDGET if self.device.type == "cuda" else CPU_BUDGET
@@ -57,8 +57,8 @@ class FlagEngine:
         self.embedder = (decoder.BaseLLMEmbedder if last_token else encoder.BaseEmbedder)(
             str(facts.staged),
             normalize_embeddings=facts.normalize,
-            use_fp16=dtype == "float16",
-            use_bf16=dtype == "bfloat16",
+            use_fp16=facts.dtype == "float16",
+            use_bf16=facts.dtype == "bfloat16",
             devices=[device],
             trust_remote_code=facts.trust_remote_code,
             **({} if last_token else {"pooling_method": facts.pooling}),
@@ -70,7 +70,7 @@ class FlagEngine:
     def encode(
         self,
         texts: Iterable[str],
-        role: str,
+        role: Role,
         instruction: str | None = None,
         *,
         prompt: str | None = None,

@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from .. import files
 from ..errors import UserError, printable
+from ..models.facts_table import ROLES, Role
 from ..vectors.dense import ArrayWriter, load_array, seal_array
-from . import import_libraries, load_engine, stated_dtype
+from . import import_libraries, load_engine
 from .engine import DTYPES, ENGINES, Engine, cut_dimensions
-from .facts import ROLES, Facts, resolve
+from .facts import FAST, Facts, resolve
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Piece:
     """
 
     texts: Path
-    role: str
+    role: Role
     shard: int
     of: int
     output: Path
@@ -66,9 +67,7 @@ def encode_pieces(
     if not left:
         return
     facts = resolve(staged, {})
-    dtypes = {piece: stated_dtype(staged, piece.dtype) for piece in left}
-    for piece in left:
-        _check(piece, dtypes[piece], facts)
+    dtypes = {piece: _check(piece, facts) for piece in left}
     with ThreadPoolExecutor(1) as pool:  # hashing files leaves the interpreter to the imports
         verified = pool.submit(_verify, staged)
         import_libraries(facts.engine)
@@ -113,17 +112,19 @@ def is_written(output: Path) -> bool:
     return bool(array.offset + array.nbytes == output.stat().st_size)
 
 
-def _check(piece: Piece, dtype: str, facts: Facts) -> None:
-    """Mistakes that show before a model is loaded."""
+def _check(piece: Piece, facts: Facts) -> str:
+    """The dtype that is meant; raises `UserError` for what can be seen before a model is loaded."""
     from .texts import row_range  # pyarrow
 
     if piece.role not in ROLES:
         raise UserError(f"role {printable(piece.role)}: use query or passage")
-    if dtype not in DTYPES:
-        raise UserError(f"dtype {printable(dtype)}: use one of {', '.join(DTYPES)}, or fast")
+    if piece.dtype not in (*DTYPES, FAST):
+        choices = ", ".join((*DTYPES, FAST))
+        raise UserError(f"dtype {printable(piece.dtype)}: use one of {choices}")
     row_range(piece.texts, piece.shard, piece.of)
     if piece.prompt is None:
         facts.prompt(piece.role, piece.instruction)
+    return resolve(facts.staged, {"dtype": piece.dtype}).dtype
 
 
 def _verify(staged: Path) -> None:
@@ -232,7 +233,7 @@ def describe(engine: Engine, piece: Piece, prompt: str) -> dict[str, Any]:
     device = torch.cuda.get_device_name(engine.device) if cuda else "cpu"
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     peak = torch.cuda.max_memory_allocated(engine.device) / 2**20 if cuda else host
-    settings = engine.facts.record() | {"dtype": engine.precision.dtype}
+    settings = engine.facts.record()
     if piece.prompt is not None:
         settings[f"{piece.role}_prompt"] = piece.prompt
     if piece.dimensions is not None:

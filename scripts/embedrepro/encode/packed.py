@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from ..errors import UserError
+from ..models.facts_table import Role
 from . import attention
 from .batches import (
     Batch,
@@ -50,13 +51,12 @@ class PackedEngine:
         self,
         facts: Facts,
         device: str,
-        dtype: str = "float32",
         tokens_per_batch: int | None = None,
         compiled: bool = False,
     ) -> None:
         self.facts = facts
         self.device = torch.device(device)
-        self.precision = pick_precision(dtype, self.device.type, fp8=True)
+        self.precision = pick_precision(facts.dtype, self.device.type, fp8=True)
         self.remarks: dict[str, Any] = {}
         self.family = PACKED_MODEL_TYPES[facts.architecture]
         self.varlen = self._can_varlen()
@@ -67,7 +67,7 @@ class PackedEngine:
         self.pad = self.tokenizer.pad_token_id or 0
         self.compiled = compiled and self.varlen
         self.narrow = self.varlen and self.family.prenorm and facts.pooling != "mean"
-        self._rounded = dtype != "fp8"  # to float8, with the first batch
+        self._rounded = facts.dtype != "fp8"  # to float8, with the first batch
         if self._rounded:
             self._prepare_layers()
         budget = tokens_per_batch or self._estimate()
@@ -76,7 +76,7 @@ class PackedEngine:
     def encode(
         self,
         texts: Iterable[str],
-        role: str,
+        role: Role,
         instruction: str | None = None,
         *,
         prompt: str | None = None,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError, printable
+from ..models.facts_table import Role
 from . import tokenizer_pool
 from .batches import Sequences, ahead
 from .facts import Facts
@@ -32,7 +33,7 @@ class Tokeniser:
         self,
         tokenizer: Any,
         facts: Facts,
-        role: str,
+        role: Role,
         instruction: str | None,
         prompt: str | None = None,
     ) -> None:

@@ -12,6 +12,13 @@ from pathlib import Path
 from ..errors import UserError
 
 AUTO = "models/auto/"
+# Encoder-decoders of which sentence-transformers loads the encoder alone.
+ENCODERS = {
+    "t5": "T5EncoderModel",
+    "mt5": "MT5EncoderModel",
+    "umt5": "UMT5EncoderModel",
+    "longt5": "LongT5EncoderModel",
+}
 
 
 def _package(name: str) -> Path:

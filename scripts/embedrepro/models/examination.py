@@ -1,4 +1,4 @@
-"""The checks of a staged folder, run in a child process of its own: what `preflight` asks for.
+"""The checks of a staged folder: what `preflight` asks for, here or in a process of its own.
 
 Of a large model only the first layers are loaded; the finding `scope` says what that leaves
 unproven.
@@ -10,17 +10,24 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..errors import printable
 from ..startup import uncollected
+from .architectures import ENCODERS
 
 Finding = dict[str, Any]  # {"check": name, "ok": bool, "detail": one line}
 FULL_BYTES = 700 * 2**20  # weights above this are loaded only in part
 LAYERS = 2
 # Parts of a checkpoint that pooling never reads.
 HEADS = re.compile(r"pooler|position_ids|lm_head|^cls\.|classifier|^score\.|predictions|rotary_emb")
+HEADS_OF = {  # more of them, under names that mean something else elsewhere
+    "modernbert": re.compile(r"^(head|decoder)\."),
+    "distilbert": re.compile(r"^vocab_(transform|layer_norm|projector)\."),
+    **dict.fromkeys(ENCODERS, re.compile(r"^decoder\.|^encoder\.embed_tokens")),
+}
 LAYER = re.compile(r"\.?(?:layers?|h|blocks?)\.(\d+)\.")
 TEXTS = (
     "A lighthouse keeper counts the ships that pass at night.",
@@ -29,6 +36,10 @@ TEXTS = (
     "the quick brown fox jumps over the lazy dog and then walks home along the river " * 3,
 )
 NEAR = 1e-4  # float32 states that should be equal, relative to the largest
+LONG = 1024  # tokens of the longest text that is computed where nothing is bound to a place
+LONG_TABLE = 4096  # … and where the model has a table of places, which may be too short
+LONG_CUT = 8192  # tokens of the longest text that is only cut
+LEARNED = re.compile(r"position_embed|wpe\.|embed_positions")  # such a table's name
 
 
 def weight_bytes(record: dict[str, Any]) -> int:
@@ -40,8 +51,8 @@ def finding(check: str, ok: bool, detail: str) -> Finding:
     return {"check": check, "ok": bool(ok), "detail": printable(detail, 500)}
 
 
-def examine(staged: Path, digest_only: bool = False) -> dict[str, Any]:
-    """{"findings": [...], "digest": sha256 of some vectors and all buffers}."""
+def examine(staged: Path, checks: bool = True, digest: bool = True) -> dict[str, Any]:
+    """{"findings": [...], "digest": sha256 of some vectors and all buffers}, what is asked for."""
     import torch
 
     from .staged import verify_code
@@ -49,38 +60,69 @@ def examine(staged: Path, digest_only: bool = False) -> dict[str, Any]:
     record = verify_code(staged)
     tokenizer, model, findings = load(staged, record)
     probe = Probe(staged, record, tokenizer, model)
-    checks: list[Callable[[], Iterator[Finding]]] = [
+    asked: list[Callable[[], Iterator[Finding]]] = [
         probe.code,
         probe.end_token,
         probe.tokenizer_file,
         probe.prompts,
+        probe.padding_token,
         probe.finite,
         probe.buffers,
         probe.dimensions,
         probe.attention,
         probe.padding,
+        probe.long,
     ]
     with torch.no_grad():
-        for check in [] if digest_only else checks:
-            findings += check()
-        return {"findings": findings, "digest": probe.digest()}
+        for check in asked if checks else []:
+            found = list(check())
+            findings += found
+            if check == probe.padding_token and not found[0]["ok"]:
+                return {"findings": findings, "digest": ""}  # nothing below could be computed
+        return {"findings": findings, "digest": probe.digest() if digest else ""}
 
 
 @uncollected()
 def load(staged: Path, record: dict[str, Any]) -> tuple[Any, Any, list[Finding]]:
-    """Tokenizer, model in float32 and the findings about what was loaded."""
+    """Tokenizer, model in float32 and the findings about what was loaded.
+
+    The model is built in poisoned memory: what loading doesn't write is NaN, not what a former
+    tensor left there, and shows in the check `finite`.
+    """
     import torch
+    import transformers
     from transformers import AutoConfig, AutoModel, AutoTokenizer, logging
 
     logging.set_verbosity_error()
-    trust = {"trust_remote_code": bool(record["code"])}
+    logging.disable_progress_bar()
+    trust = {"trust_remote_code": bool(record["code"]), "local_files_only": True}
     config = AutoConfig.from_pretrained(staged, **trust)
     layers, scope = truncate(config, record)
     tokenizer = AutoTokenizer.from_pretrained(staged, **trust)
-    model, info = AutoModel.from_pretrained(
-        staged, config=config, dtype=torch.float32, output_loading_info=True, **trust
-    )
-    return tokenizer, model.eval(), [scope, weights_finding(info, layers)]
+    encoder = None if record["code"] else ENCODERS.get(record["architecture"])
+    cls = getattr(transformers, encoder) if encoder else AutoModel
+    with poisoned():
+        model, info = cls.from_pretrained(
+            staged, config=config, dtype=torch.float32, output_loading_info=True, **trust
+        )
+    heads = HEADS_OF.get(record["architecture"])
+    return tokenizer, model.eval(), [scope, weights_finding(info, layers, heads)]
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Fill what torch allocates with NaN (the largest number, of integers)."""
+    import torch
+
+    before = torch.are_deterministic_algorithms_enabled()
+    filling = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = filling
+        torch.use_deterministic_algorithms(before)
 
 
 def truncate(config: Any, record: dict[str, Any]) -> tuple[int | None, Finding]:
@@ -99,17 +141,25 @@ def truncate(config: Any, record: dict[str, Any]) -> tuple[int | None, Finding]:
     return LAYERS, finding("scope", True, detail)
 
 
-def weights_finding(info: dict[str, Any], layers: int | None) -> Finding:
-    """Every parameter comes from the checkpoint, and no layer of the checkpoint is left over."""
+def weights_finding(
+    info: dict[str, Any], layers: int | None, heads: re.Pattern[str] | None = None
+) -> Finding:
+    """Every parameter comes from the checkpoint, and no layer of the checkpoint is left over.
+
+    `heads`: names of tensors that the architecture's vectors don't need, beside `HEADS`.
+    """
+
+    def head(name: str) -> bool:
+        return bool(HEADS.search(name) or (heads and heads.search(name)))
 
     def cut_off(name: str) -> bool:
         number = LAYER.search(name)
         return layers is not None and number is not None and int(number[1]) >= layers
 
-    missing = sorted(name for name in info["missing_keys"] if not HEADS.search(name))
+    missing = sorted(name for name in info["missing_keys"] if not head(name))
     mismatched = sorted(str(row[0]) for row in info["mismatched_keys"])
     left_over = sorted(
-        name for name in info["unexpected_keys"] if not HEADS.search(name) and not cut_off(name)
+        name for name in info["unexpected_keys"] if not head(name) and not cut_off(name)
     )
     for names, what in (
         (missing, "not in the checkpoint and left random"),
@@ -129,8 +179,6 @@ class Probe:
         self.staged, self.record = staged, record
         self.tokenizer, self.model = tokenizer, model
         self.known: dict[str, Any] = {}
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
 
     def ids(self, text: str, **options: Any) -> list[int]:
         return list(self.tokenizer(text, **options)["input_ids"])
@@ -157,7 +205,7 @@ class Probe:
 
         columns = torch.arange(mask.shape[1])
         pooling = self.record["pooling"]
-        if pooling == "mean":
+        if pooling not in ("cls", "last_token"):
             weights = mask.unsqueeze(-1).to(states.dtype)
             vectors = (states * weights).sum(1) / weights.sum(1)
         else:
@@ -230,17 +278,23 @@ class Probe:
         """A prompt reaches the tokens, before the text, which stays whole."""
         text = TEXTS[0]
         for role in ("query", "passage"):
-            prompt = self.record[f"{role}_prompt"]
-            if not prompt:
-                continue
-            alone, both = self.ids(text), self.ids(prompt + text)
-            if len(both) <= len(alone):
-                yield finding("prompts", False, f"the {role} prompt {prompt!r} adds no token")
-                return
-            if self.tokenizer.unk_token_id in set(both) - set(alone):
-                yield finding("prompts", False, f"the {role} prompt {prompt!r} is partly unknown")
-                return
+            stated = self.record[f"{role}_prompt"] or ""
+            for prompt in stated.values() if isinstance(stated, dict) else [stated]:
+                if not prompt:
+                    continue
+                alone, both = self.ids(text), self.ids(prompt + text)
+                what = f"the {role} prompt {prompt!r}"
+                if len(both) <= len(alone):
+                    yield finding("prompts", False, f"{what} adds no token")
+                    return
+                if self.tokenizer.unk_token_id in set(both) - set(alone):
+                    yield finding("prompts", False, f"{what} is partly unknown")
+                    return
         yield finding("prompts", True, "each prompt that is stated reaches the tokens")
+
+    def padding_token(self) -> Iterator[Finding]:
+        token = self.tokenizer.pad_token
+        yield finding("padding token", token is not None, f"{token} fills up short texts")
 
     def finite(self) -> Iterator[Finding]:
         """No NaN or infinity in a parameter, a buffer or an output."""
@@ -315,9 +369,33 @@ class Probe:
                 return
         yield finding("padding", True, f"alone and padded agree within {NEAR:g}")
 
+    def long(self) -> Iterator[Finding]:
+        """A text beyond each limit is cut to it, end token and all, and one near it computes."""
+        text = TEXTS[3] * (LONG_CUT // 16)
+        for role, stated in self.record["max_length"].items():
+            limit = min(stated, LONG_CUT)
+            ids = self.ids(text, truncation=True, max_length=limit)
+            if len(ids) != limit:
+                detail = f"a {role} beyond {limit} tokens is cut to {len(ids)}"
+                yield finding("long", False, detail)
+                return
+            table = any(LEARNED.search(name) for name, _ in self.model.named_parameters())
+            ids = ids[: LONG_TABLE if table else LONG]
+            try:
+                states, _ = self.states([ids])
+            except (IndexError, RuntimeError) as error:
+                detail = f"a {role} of {len(ids)} tokens can't be computed: {error}"
+                yield finding("long", False, f"{detail}; set max_length: lower")
+                return
+            if not states.isfinite().all():
+                yield finding("long", False, f"a {role} of {len(ids)} tokens gives NaN or infinity")
+                return
+        yield finding("long", True, "texts beyond max_length are cut to it and computed")
+
     def digest(self) -> str:
         """sha256 over the vectors of the texts and all buffers."""
         total = hashlib.sha256()
+        self.known.clear()  # computed again
         for row in self.rows():
             total.update(self.pool(*self.states([row])).numpy().tobytes())
         for _, buffer in sorted(self.model.named_buffers()):
@@ -330,7 +408,7 @@ def main() -> None:
     parser.add_argument("--staged", type=Path, required=True)
     parser.add_argument("--digest-only", action="store_true", help="load and run, no checks")
     arguments = parser.parse_args()
-    answer = examine(arguments.staged, arguments.digest_only)
+    answer = examine(arguments.staged, checks=not arguments.digest_only)
     print()  # ends whatever custom code printed
     print(json.dumps(answer))
 

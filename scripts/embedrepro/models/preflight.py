@@ -1,8 +1,17 @@
 """Prove on CPU, before any GPU hour, that a staged folder computes what its stage.json says.
 
 Newer libraries fail silently: an end token dropped, causal attention turned bidirectional, buffers
-left uninitialised. `preflight` loads the folder twice, in fresh child processes without network and
-with a cache of their own for custom code, and returns one finding for each check.
+left uninitialised. `preflight` finds that out and writes what it found.
+
+A plain native folder is examined in the calling process: the model is loaded once, in float32, into
+memory that is poisoned with NaN. A second load in a fresh process, which would pay every import
+again, could only tell tensors that nobody wrote from those that hold what the last owner of the
+memory left; poisoned, they are found at once. Code of the model's own can do anything (a clock, a
+random number), so it is loaded twice, in two fresh processes with a cache of their own.
+
+What goes beyond the plain layouts (stage.json's `beyond` lists it) is also held against
+sentence-transformers itself: the same texts through the staged folder's engine and through
+`SentenceTransformer` on the files as they came.
 """
 
 import json
@@ -11,55 +20,104 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from .examination import FULL_BYTES, Finding, finding, weight_bytes
-from .facts import json_object
+from ..errors import UserError, printable
+from ..files import read_json, write_record
+from .comparison import compare
+from .examination import FULL_BYTES, Finding, examine, finding, weight_bytes
 
 TIMEOUT = 600  # seconds for one child
+COMPUTING = ("torch", "transformers", "tokenizers", "sentence-transformers", "numpy")
 
 
-def preflight(staged: Path) -> list[Finding]:
-    """The findings for a staged folder, in the order of the checks; takes some seconds.
+def preflight(staged: Path | str, output: Path | str) -> None:
+    """Check the staged folder and write the findings to `output`; takes some seconds.
 
-    The two children run side by side; for a large model, which fills some GB, one after the other.
+    Raises UserError naming the first check that failed; then nothing is written. Nothing reaches
+    for the network. It can run in a process of its own or in one that encodes afterwards; there the
+    imports are paid once.
     """
     staged = Path(staged).absolute()
-    large = weight_bytes(json_object(staged / "stage.json")) > FULL_BYTES
+    record = read_json(staged / "stage.json")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    findings = examined(staged, record)
+    refuse_failed(findings, printable(record["id"]))
+    versions = {name: installed(name) for name in COMPUTING}
+    write_record(output, {"id": record["id"], "findings": findings, "versions": versions})
+
+
+def installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def examined(staged: Path, record: dict[str, Any]) -> list[Finding]:
+    """The findings for a staged folder, in the order of the checks."""
+    if record.get("kind") == "reranker":
+        from .rerankers import examine_reranker
+
+        return examine_reranker(staged, record)
+    if record.get("beyond") and record["pooling"] == "modules" and not record["modules"]:
+        return compare(staged, record)  # sentence-transformers' own modules, nothing else to probe
+    findings = own_code(staged, record) if record["code"] else native(staged)
+    if record.get("beyond") and all(row["ok"] for row in findings):
+        findings += compare(staged, record)
+    return findings
+
+
+def native(staged: Path) -> list[Finding]:
+    try:
+        return list(examine(staged, digest=False)["findings"])
+    except (OSError, ValueError, ImportError, RuntimeError, TypeError, AttributeError) as error:
+        return [finding("load", False, f"the model can't be loaded and run: {last_line(error)}")]
+
+
+def last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def own_code(staged: Path, record: dict[str, Any]) -> list[Finding]:
+    """A folder with code of its own, loaded twice in fresh processes.
+
+    They run side by side; for a large model, which fills some GB, one after the other.
+    """
+    large = weight_bytes(record) > FULL_BYTES
     with tempfile.TemporaryDirectory(prefix="preflight-") as scratch:
         # Loaded under the name that it will have: while staging, its own still has a dot.
         view = Path(scratch) / re.sub(r"^\.tmp-[0-9a-f]+-", "", staged.name)
         view.symlink_to(staged)
-        jobs = [
-            (view, Path(scratch) / "modules1", large),
-            (view, Path(scratch) / "modules2", large),
-        ]
+        first = view, Path(scratch) / "modules1", large
+        second = view, Path(scratch) / "modules2", large
         if large:
-            answers = [finish(start(*jobs[0])), finish(start(*jobs[1], "--digest-only"))]
+            answers = [finish(start(*first)), finish(start(*second, "--digest-only"))]
         else:
-            children = [start(*jobs[0]), start(*jobs[1], "--digest-only")]
+            children = [start(*first), start(*second, "--digest-only")]
             answers = [finish(child) for child in children]
     for answer in answers:
         if "error" in answer:
             return [finding("load", False, answer["error"])]
-    first, second = answers
-    same = first["digest"] == second["digest"]
+    same = answers[0]["digest"] == answers[1]["digest"]
     detail = "two fresh processes gave the same bytes"
     if not same:
         detail = "two fresh processes gave different bytes: something is left uninitialised"
-    return [*first["findings"], finding("repeat", same, detail)]
+    return [*answers[0]["findings"], finding("repeat", same, detail)]
 
 
-def refuse_failed(findings: list[Finding], model_id: str) -> None:
+def refuse_failed(findings: Sequence[Finding], model_id: str) -> None:
     """Raise a UserError that names the first failed check."""
     for row in findings:
         if not row["ok"]:
             raise UserError(f"{model_id}: preflight check '{row['check']}' failed: {row['detail']}")
 
 
-def start(staged: Path, modules: Path, large: bool, *options: str) -> subprocess.Popen:
+def start(staged: Path, modules: Path, large: bool, *options: str) -> subprocess.Popen[str]:
     environment = os.environ | {
         "HF_MODULES_CACHE": str(modules),
         "HF_HUB_OFFLINE": "1",
@@ -68,6 +126,7 @@ def start(staged: Path, modules: Path, large: bool, *options: str) -> subprocess
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
+    environment.pop("PYTHONSAFEPATH", None)
     return subprocess.Popen(
         [sys.executable, "-m", "embedrepro.models.examination", "--staged", str(staged), *options],
         env=environment,
@@ -79,7 +138,7 @@ def start(staged: Path, modules: Path, large: bool, *options: str) -> subprocess
     )
 
 
-def finish(child: subprocess.Popen) -> dict[str, Any]:
+def finish(child: subprocess.Popen[str]) -> dict[str, Any]:
     """The child's answer, or {"error": its last line}."""
     try:
         out, err = child.communicate(timeout=TIMEOUT)
@@ -89,7 +148,7 @@ def finish(child: subprocess.Popen) -> dict[str, Any]:
         return {"error": f"no answer within {TIMEOUT} s"}
     lines = out.splitlines()
     if child.returncode == 0 and lines:
-        return json.loads(lines[-1])
+        return dict(json.loads(lines[-1]))
     said = [line for line in err.splitlines() if line.strip()]
     last = said[-1] if said else "nothing on stderr"
     return {"error": f"the model can't be loaded and run (exit {child.returncode}): {last}"}

@@ -1,7 +1,7 @@
 """The code that a model brings: which files it needs, and that they lead nowhere else."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,20 @@ def code_files(snapshot: Path, custom: dict[str, Any]) -> list[str]:
         found.append(name)
         waiting += imports(path, name)
     return sorted(found)
+
+
+def refuse_elsewhere(spec: Mapping[str, Any], custom: dict[str, Any]) -> None:
+    """Refuse code that lies in another repository: no commit of that is pinned here."""
+    source = spec.get("source", {})
+    own = {str(spec["id"]).lower(), str(source.get("hub", spec["id"])).lower()}
+    for target in targets(custom):
+        repository, there, _ = target.rpartition("--")
+        if there and "hub" in source and repository.lower() not in own:
+            raise UserError(
+                f"{printable(spec['id'])}: its code lies in another repository "
+                f"({printable(repository)}), which nothing pins; put that code beside config.json "
+                "of a local copy and give it as source: {path: ...}"
+            )
 
 
 def targets(custom: dict[str, Any]) -> Iterator[str]:

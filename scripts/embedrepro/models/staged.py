@@ -5,7 +5,7 @@ from typing import Any
 
 from ..files import damaged, sha256
 from ..sources.snapshot import check_digests
-from .facts import json_object
+from .st_files import json_object
 
 
 def verify_staged(staged: Path) -> None:

@@ -3,89 +3,301 @@
 The staged folder has no dot in its name, links the weights, and holds rewritten copies of the
 configs: native classes where transformers has them, no `auto_map` that leads out of the folder, and
 every fact that a library would otherwise choose by itself stated. `stage.json` records it all.
+
+Staging reads configs and headers only. That the folder computes what stage.json says is proven by
+`preflight`, which loads it.
 """
 
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, printable
 from ..files import atomic, damaged, sha256, write_json, write_record
-from ..keys import RECIPE
+
 from ..sources.hub import check_replaceable
 from ..sources.snapshot import check_digests, check_no_pointers, check_whole
-from .architectures import native_class
-from .facts import hidden_size, json_object, resolve
-from .preflight import preflight, refuse_failed
-from .remote_code import code_files, localize
+from .architectures import ENCODERS, native_class
+from .facts import Resolved, hidden_size, resolve
+from .facts_table import KINDS
+from .remote_code import code_files, localize, refuse_elsewhere
+from .st_files import Layout, json_object, module_files
 from .tokenizer_files import TOKENIZER_FILES, refuse_bad_tokenizer, write_tokenizer
 
 HASH = re.compile(r"[0-9a-f]{40}")
+SHIPPED = "shipped"  # below a staged folder: the model as it came, for the comparison
+ADAPTER = "adapter_config.json"
 
 
 def stage(
-    spec: dict[str, Any], snapshot: Path, output: Path, prove: bool = False
+    spec: Mapping[str, Any], snapshot: Path, output: Path, prove: bool = False
 ) -> dict[str, Any]:
     """Write the staged folder `output` of the model `spec` and return what its stage.json says.
 
-    `snapshot` is only read; weights are hard-linked (copied onto another file system). `prove`
-    checks the snapshot's digests, runs the preflight (some seconds) and refuses a folder that fails
-    it. Whatever is refused is refused with a UserError and nothing written.
+    `spec`: id, model (its slug), source, trust_remote_code, allow_pickle, kind (dense without one),
+    facts (all that the user states) and registry (its entry). `snapshot` is only read; weights are
+    hard-linked (copied onto another file system). `prove` checks the snapshot's digests first.
+    Whatever is refused is refused with a UserError and nothing written.
     """
     snapshot, output = Path(snapshot), Path(output)
     if "." in output.name:
         raise UserError(f"{output}: a staged folder's name must not hold a dot")
     if not snapshot.is_dir():
         raise UserError(f"{snapshot}: no such folder; download the model first")
+    if spec.get("kind") == "reranker":
+        from .rerankers import stage_reranker
+
+        return stage_reranker(spec, snapshot, output, prove)
     files = listed_files(snapshot)
     if prove:
         check_digests(snapshot, files, "manifest.json")
-    config = configuration(snapshot)
-    weights = weight_files(snapshot, spec.get("allow_pickle", False))
-    present = [name for name in TOKENIZER_FILES if (snapshot / name).is_file()]
-    check_whole(snapshot, [*weights, *present], str(snapshot))
-    refuse_bad_tokenizer(snapshot)
-    facts, decisions = resolve(spec, snapshot)
-    if hidden_size(config) is None:
-        raise UserError(f"{snapshot}/config.json: states no hidden_size")
-    code, cls = choose_code(spec, snapshot, config, decisions)
-    engine = choose_engine(facts, config, bool(code), decisions)
-    record = {
-        "id": spec["id"],
-        "model": spec["model"],
-        "revision": spec.get("source", {}).get("revision"),
-        "recipe": RECIPE["stage"],
-        "architecture": config["model_type"],
-        "class": cls,
-        "native": not code,
-        "hidden_size": hidden_size(config),
-        "trust_remote_code": bool(code),
-        "decisions": decisions,
-        "preflight": [],
-    }
-    with atomic(output) as folder:
-        folder.mkdir()
-        for name in weights:
-            link(snapshot / name, folder / name)
-        for name in code:
-            copy(snapshot / name, folder / name)
-        write_json(folder / "config.json", staged_config(config, facts, code))
-        write_tokenizer(snapshot, folder, facts)
-        write_sentence_transformers(snapshot, folder, facts, config)
-        known = {name: files[name] for name in weights if name in files}
-        record |= facts | engine
-        record["files"] = known | describe(folder, skip=known)
-        record["code"] = {name: record["files"][name]["sha256"] for name in code}
+    weights = {n: snapshot / n for n in files if n.endswith((".safetensors", ".bin"))}
+    check_no_pointers(weights, str(snapshot))
+    refuse_adapter(snapshot, spec)
+    if not (snapshot / "modules.json").is_file():
+        configuration(snapshot)  # what is wrong with it comes before what is not said of it
+    resolved = resolve(spec, snapshot)
+    check_kind(spec, resolved.layout)
+    if resolved.layout.general:
+        return _GeneralFolder(spec, snapshot, files, resolved).write(output)
+    return _TransformerFolder(spec, snapshot, files, resolved).write(output)
+
+
+class _Folder:
+    """A staged folder in the making."""
+
+    def __init__(
+        self,
+        spec: Mapping[str, Any],
+        snapshot: Path,
+        files: dict[str, dict[str, Any]],
+        resolved: Resolved,
+    ) -> None:
+        self.spec, self.snapshot, self.files = spec, snapshot, files
+        self.facts, self.decisions = dict(resolved.facts), resolved.decisions
+        self.layout = resolved.layout
+        self.base = snapshot / self.layout.base
+
+    def record(self, architecture: str, cls: str, code: Iterable[str]) -> dict[str, Any]:
+        return {
+            "id": self.spec["id"],
+            "model": self.spec["model"],
+            "revision": self.spec.get("source", {}).get("revision"),
+            "kind": self.spec.get("kind") or "dense",
+            "architecture": architecture,
+            "class": cls,
+            "trust_remote_code": bool(list(code)),
+            "decisions": self.decisions,
+            "beyond": self.layout.beyond,
+        }
+
+    def describe(self, folder: Path, linked: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """{name: {size, sha256}} of the staged files; those linked as the manifest has them."""
+        prefix = f"{self.layout.base}/" if self.layout.base else ""
+        known = {}
+        for name in linked:
+            source = self.files.get(name) or self.files.get(prefix + name)
+            if source:
+                known[name] = source
+        return known | describe(folder, skip=known)
+
+    def finish(self, folder: Path, record: dict[str, Any], linked: Iterable[str]) -> None:
+        record["files"] = self.describe(folder, linked)
+        record["code"] = {
+            name: row["sha256"] for name, row in record["files"].items() if name.endswith(".py")
+        }
+        if self.layout.beyond and not self.layout.general and not self.overruled():
+            record["shipped"] = self.ship(folder)
         write_record(folder / "stage.json", record)
-        if prove:
-            record["preflight"] = preflight(folder)
-            refuse_failed(record["preflight"], printable(spec["id"]))
-            write_record(folder / "stage.json", record)
-        check_replaceable(output, {*record["files"], "stage.json"})
-    return record
+
+    def overruled(self) -> bool:
+        """Whether somebody states what the folder's own files state otherwise, or not at all."""
+        stated = self.layout.facts
+        if any(self.facts[fact] != stated.get(fact) for fact in ("pooling", "include_prompt")):
+            return True
+        by_hand = [row["fact"] for row in self.decisions if row["source"] in ("config", "registry")]
+        return bool({"attention", "end_token", "native"} & set(by_hand))
+
+    def ship(self, folder: Path) -> bool:
+        """The files as they came, beside the staged ones: what the comparison loads."""
+        for name in self.files:
+            if not name.endswith((".md", ".py")) and name != "manifest.json":
+                place = folder / SHIPPED / name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                link(self.snapshot / name, place)
+        return True
+
+
+class _TransformerFolder(_Folder):
+    """A transformer, then steps that are described one by one."""
+
+    def write(self, output: Path) -> dict[str, Any]:
+        config = configuration(self.base) | self.layout.config
+        weights = weight_files(self.base, self.spec.get("allow_pickle", False))
+        present = [name for name in TOKENIZER_FILES if (self.base / name).is_file()]
+        check_whole(self.base, [*weights, *present], str(self.base))
+        refuse_bad_tokenizer(self.base)
+        if hidden_size(config) is None:
+            raise UserError(f"{self.base}/config.json: states no hidden_size")
+        modules = self.steps(config)
+        code, cls = choose_code(self.spec, self.base, config, self.facts, self.decisions)
+        engine = self.engine(config, bool(code))
+        record = self.record(config["model_type"], cls, code) | self.facts | engine
+        record |= {
+            "native": not code,
+            "hidden_size": hidden_size(config),
+            "modules": modules,
+            "full_dimension": self.layout.dimension or hidden_size(config),
+        }
+        record["dimension"] = cut(record, printable(self.spec["id"]))
+        with atomic(output) as folder:
+            folder.mkdir()
+            for name in weights:
+                link(self.base / name, folder / name)
+            for name in code:
+                copy(self.base / name, folder / name)
+            linked = [*weights, *self.link_modules(folder)]
+            write_json(folder / "config.json", staged_config(config, self.facts, code))
+            write_tokenizer(self.base, folder, self.facts, self.layout, str(config["model_type"]))
+            write_sentence_transformers(folder, record)
+            self.finish(folder, record, linked)
+            check_replaceable(output, staged_names(folder))
+        return record
+
+    def steps(self, config: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The modules after the transformer, with what was stated otherwise in them."""
+        rows = [dict(row) for row in self.layout.modules] or [{"type": "Pooling"}]
+        pooling, include = self.facts["pooling"], self.facts["include_prompt"]
+        rows[0] |= {"path": "1_Pooling", "include_prompt": include}
+        if pooling != "modules":
+            rows[0]["pooling_mode"] = ["lasttoken" if pooling == "last_token" else pooling]
+        rows[0]["embedding_dimension"] = hidden_size(config)
+        steps = [row for row in rows if row["type"] != "Normalize" or row is not rows[-1]]
+        if self.facts["normalize"]:
+            steps.append({"type": "Normalize", "path": f"{len(steps) + 1}_Normalize"})
+        elif rows[-1]["type"] == "Normalize" and self.facts["dimensions"]:
+            steps.append(rows[-1])  # scaled, then cut, and not scaled again
+        if pooling == "modules" and not self.layout.dimension:
+            self.layout.dimension = len(rows[0]["pooling_mode"]) * (hidden_size(config) or 0)
+        return steps
+
+    def link_modules(self, folder: Path) -> list[str]:
+        """Link the files of Dense and the like; Pooling and Normalize are written anew."""
+        linked = []
+        for name in module_files(self.snapshot, self.layout):
+            if name.endswith((".safetensors", ".bin")):
+                check_pickle(self.snapshot / name, self.spec.get("allow_pickle", False))
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                link(self.snapshot / name, folder / name)
+                linked.append(name)
+        return linked
+
+    def engine(self, config: Mapping[str, Any], custom: bool) -> dict[str, Any]:
+        wanted = self.facts.pop("engine")
+        engine, reason = choose_engine(wanted, self.facts, self.layout, config, custom)
+        note_engine(self.decisions, engine, wanted, reason)
+        return {"engine": engine, "engine_reason": reason}
+
+
+class _GeneralFolder(_Folder):
+    """A folder that only sentence-transformers itself can run: staged as it came."""
+
+    def write(self, output: Path) -> dict[str, Any]:
+        names = [name for name in self.files if name != "manifest.json"]
+        code = [name for name in names if name.endswith(".py")] if self.layout.own else []
+        if self.layout.own:
+            refuse_untrusted(self.spec)
+        names = [name for name in names if not name.endswith((".py", ".md"))]
+        weights = [name for name in names if name.endswith((".safetensors", ".bin"))]
+        for name in weights:
+            check_pickle(self.snapshot / name, self.spec.get("allow_pickle", False))
+        check_whole(self.snapshot, names, str(self.snapshot))
+        config = json_object(self.snapshot / "config.json", {})
+        if not self.layout.own:
+            config = {key: value for key, value in config.items() if key != "auto_map"}
+        wanted = self.facts.pop("engine")
+        if wanted not in ("auto", "sentence_transformers"):
+            raise UserError(
+                f"{printable(self.spec['id'])}: engine: {wanted} can't run this model "
+                f"({self.layout.general}); set engine: auto"
+            )
+        reason = "asked for" if wanted != "auto" else str(self.layout.general)
+        note_engine(self.decisions, "sentence_transformers", wanted, reason)
+        full = self.layout.dimension or hidden_size(config)
+        if full is None:
+            raise UserError(f"{self.snapshot}: nothing says how long its vectors are")
+        architecture = str(config.get("model_type") or self.layout.first)
+        record = self.record(architecture, self.layout.first, code) | self.facts
+        record |= {
+            "native": not code,
+            "hidden_size": full,
+            "full_dimension": full,
+            "modules": [],
+            "engine": "sentence_transformers",
+            "engine_reason": reason,
+        }
+        record["dimension"] = cut(record, printable(self.spec["id"]))
+        with atomic(output) as folder:
+            folder.mkdir()
+            for name in [*names, *code]:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                if name in weights:
+                    link(self.snapshot / name, folder / name)
+                else:
+                    copy(self.snapshot / name, folder / name)
+            if config:
+                write_json(folder / "config.json", config)
+            self.finish(folder, record, weights)
+            check_replaceable(output, staged_names(folder))
+        return record
+
+
+def staged_names(folder: Path) -> set[str]:
+    """All files of a staged folder: what may be replaced when it is staged again."""
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+def cut(record: Mapping[str, Any], name: str) -> int:
+    """Length of the final vector."""
+    dimensions, full = record["dimensions"], record["full_dimension"]
+    if dimensions and dimensions > full:
+        raise UserError(f"{name}: dimensions: {dimensions}, but its vectors have only {full}")
+    return int(dimensions or full)
+
+
+def check_kind(spec: Mapping[str, Any], layout: Layout) -> None:
+    wanted = spec.get("kind") or "dense"
+    if wanted not in KINDS:
+        raise UserError(f"{printable(spec['id'])}: kind: {printable(wanted)} is not known")
+    if layout.kind != "dense" and layout.kind != wanted:
+        raise UserError(
+            f"{printable(spec['id'])}: its modules make a {layout.kind} model, not a {wanted} one; "
+            f"give it as {layout.kind}"
+        )
+
+
+def refuse_adapter(snapshot: Path, spec: Mapping[str, Any]) -> None:
+    """A LoRA adapter changes every vector; which weights it belongs to the folder doesn't say."""
+    if not (snapshot / ADAPTER).is_file():
+        return
+    settings = json_object(snapshot / ADAPTER)
+    base = printable(settings.get("base_model_name_or_path"))
+    whole = (snapshot / "config.json").is_file() and any(
+        (snapshot / f"{name}").is_file()
+        for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    )
+    raise UserError(
+        f"{printable(spec['id'])}: holds an adapter ({ADAPTER}, for {base})"
+        + (
+            " beside full weights, and nothing says whether they hold it already"
+            if whole
+            else " and not the model that it changes"
+        )
+        + "; merge it (peft: merge_and_unload) and give that folder as source: {path: …}"
+    )
 
 
 def listed_files(snapshot: Path) -> dict[str, dict[str, Any]]:
@@ -115,77 +327,98 @@ def describe(folder: Path, skip: Iterable[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def configuration(snapshot: Path) -> dict[str, Any]:
+def configuration(folder: Path) -> dict[str, Any]:
     """config.json, refused where no model can be made of it."""
-    path = snapshot / "config.json"
+    path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"{snapshot}: no config.json; not a transformers model folder")
-    check_no_pointers({"config.json": path}, str(snapshot))
+        raise UserError(f"{folder}: no config.json; not a transformers model folder")
+    check_no_pointers({"config.json": path}, str(folder))
     config = json_object(path)
     if not isinstance(config.get("model_type"), str):
         raise UserError(f"{path}: no model_type; not a transformers model")
     if not isinstance(config.get("auto_map") or {}, dict):
         raise UserError(f"{path}: auto_map is not a table")
-    if config.get("is_encoder_decoder"):
+    if config.get("is_encoder_decoder") and config["model_type"] not in ENCODERS:
         raise UserError(f"{path}: an encoder-decoder ({config['model_type']}) is not supported")
     return config
 
 
-def weight_files(snapshot: Path, allow_pickle: bool) -> list[str]:
+def weight_files(folder: Path, allow_pickle: bool) -> list[str]:
     """Names of the weight files, safetensors first; shards are checked against their index."""
-    for single, asks in (("model.safetensors", False), ("pytorch_model.bin", True)):
+    for single in ("model.safetensors", "pytorch_model.bin"):
         index = f"{single}.index.json"
-        if (snapshot / index).is_file():
-            names = [*shards(snapshot, index), index]
-        elif (snapshot / single).is_file():
+        if (folder / index).is_file():
+            names = [*shards(folder, index), index]
+        elif (folder / single).is_file():
             names = [single]
         else:
             continue
-        if asks and not allow_pickle:
-            raise UserError(
-                f"{snapshot}: its weights are a pickle ({single}), which can run code when loaded; "
-                "set allow_pickle: true under the model if you trust its author"
-            )
+        check_pickle(folder / single, allow_pickle)
         return names
-    raise UserError(f"{snapshot}: no weights (model.safetensors or its index)")
+    raise UserError(f"{folder}: no weights (model.safetensors or its index)")
 
 
-def shards(snapshot: Path, index: str) -> list[str]:
+def check_pickle(path: Path, allowed: bool) -> None:
+    if path.suffix == ".bin" and not allowed:
+        raise UserError(
+            f"{path.parent}: its weights are a pickle ({path.name}), which can run code when "
+            "loaded; set allow_pickle: true under the model if you trust its author"
+        )
+
+
+def shards(folder: Path, index: str) -> list[str]:
     """The files that an index names, those that are there; `check_whole` misses the others."""
-    table = json_object(snapshot / index).get("weight_map")
+    table = json_object(folder / index).get("weight_map")
     names = sorted({str(name) for name in table.values()}) if isinstance(table, dict) else []
     for name in names:
         if Path(name).name != name:
-            raise UserError(f"{snapshot / index}: {printable(name)} leads out of the folder")
-    return [name for name in names if (snapshot / name).is_file()]
+            raise UserError(f"{folder / index}: {printable(name)} leads out of the folder")
+    return [name for name in names if (folder / name).is_file()]
 
 
 def choose_code(
-    spec: dict[str, Any], snapshot: Path, config: dict[str, Any], decisions: list[dict[str, Any]]
+    spec: Mapping[str, Any],
+    folder: Path,
+    config: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    decisions: list[dict[str, Any]],
 ) -> tuple[list[str], str]:
-    """The code files to keep (none for a native class) and the model class's name."""
-    native = native_class(config["model_type"])
+    """The code files to keep (none for a native class) and the model class's name.
+
+    The folder's own code is asked for by `native: false`, by the registry's `custom_code:
+    required`, and, where neither says anything, by `trust_remote_code: true`, as transformers has
+    it.
+    """
+    kind = str(config["model_type"])
+    built = ENCODERS.get(kind) or native_class(kind)
     custom = config.get("auto_map") or {}
-    required = (spec.get("registry") or {}).get("custom_code") == "required"
-    if native and not (custom and required):
-        reason = f"transformers has {native}" + ("; custom code dropped" if custom else "")
-        decisions.append(decision("class", native, "transformers", reason))
-        return [], native
     target = custom.get("AutoModel")
+    wanted = facts["native"]
+    if wanted is None and (told := (spec.get("registry") or {}).get("custom_code")):
+        wanted = told == "native"
+    if wanted is None:
+        wanted = not (target and spec.get("trust_remote_code"))
+    if built and (wanted or not target):
+        if not wanted and facts["native"] is False:
+            raise UserError(f"{folder}: native: false, but config.json names no code of its own")
+        reason = f"transformers has {built}" + ("; custom code dropped" if custom else "")
+        decisions.append(decision("class", built, "transformers", reason))
+        return [], built
     if not isinstance(target, str):
         raise UserError(
-            f"{snapshot}: transformers has no architecture {printable(config['model_type'])} and "
+            f"{folder}: transformers has no architecture {printable(kind)} and "
             "config.json's auto_map names no AutoModel"
         )
     refuse_untrusted(spec)
-    code = code_files(snapshot, custom)
+    refuse_elsewhere(spec, custom)
+    code = code_files(folder, custom)
     name = target.rpartition(".")[2]
     reason = "custom code, kept and trusted by the config"
     decisions.append(decision("class", name, "auto_map", reason))
     return code, name
 
 
-def refuse_untrusted(spec: dict[str, Any]) -> None:
+def refuse_untrusted(spec: Mapping[str, Any]) -> None:
     name = printable(spec["id"])
     if spec.get("trust_remote_code") is not True:
         raise UserError(
@@ -198,28 +431,50 @@ def refuse_untrusted(spec: dict[str, Any]) -> None:
 
 
 def choose_engine(
-    facts: dict[str, Any], config: dict[str, Any], custom: bool, decisions: list[dict[str, Any]]
-) -> dict[str, Any]:
-    from ..encode.families import PACKED_MODEL_TYPES
+    wanted: str,
+    facts: Mapping[str, Any],
+    layout: Layout,
+    config: Mapping[str, Any],
+    custom: bool,
+) -> tuple[str, str]:
+    """(engine, reason): packed where it can, else the library that runs such a model."""
+    from ..encode.families import PACKED_MODEL_TYPES, PACKED_MODULES, PACKED_POOLINGS
 
     kind = config["model_type"]
-    if custom:
-        obstacle = "custom code"
-    elif kind not in PACKED_MODEL_TYPES:
-        obstacle = f"packed does not take {kind}"
-    elif config.get("quantization_config"):
-        obstacle = "quantized weights"
-    else:
-        obstacle = None
-    wanted = facts.pop("engine")
+    steps = [row["type"] for row in layout.modules]
+    other = [name for name in steps if name not in PACKED_MODULES]
+    obstacles = {
+        "custom code": custom,
+        f"packed does not take {kind}": kind not in PACKED_MODEL_TYPES,
+        "quantized weights": bool(config.get("quantization_config")),
+        f"pooling {facts['pooling']}": facts["pooling"] not in PACKED_POOLINGS,
+        f"module {', '.join(other)}": bool(other),
+    }
+    obstacle = next((text for text, there in obstacles.items() if there), None)
+    plain = (
+        facts["pooling"] in ("mean", "cls", "last_token")
+        and not {"Dense", "LayerNorm"} & set(steps)
+        and facts["include_prompt"]
+        and kind not in ENCODERS
+    )
     if wanted == "packed" and obstacle:
         raise UserError(f"engine: packed can't run this model ({obstacle}); set engine: auto")
-    packed = wanted == "packed" or (wanted == "auto" and obstacle is None)
-    engine = "packed" if packed else "flagembedding"
-    reason = "asked for" if wanted != "auto" else obstacle or f"native {kind}"
+    if wanted == "flagembedding" and not plain:
+        raise UserError(
+            "engine: flagembedding can't run this model (it pools by mean, cls or last_token, all "
+            "tokens, and does nothing after it); set engine: auto"
+        )
+    if wanted != "auto":
+        return wanted, "asked for"
+    if obstacle is None:
+        return "packed", f"native {kind}"
+    return "flagembedding" if plain else "sentence_transformers", obstacle
+
+
+def note_engine(decisions: list[dict[str, Any]], engine: str, wanted: str, reason: str) -> None:
+    source = next((row["source"] for row in decisions if row["fact"] == "engine"), "auto")
     decisions[:] = [row for row in decisions if row["fact"] != "engine"]
-    decisions.append(decision("engine", engine, "config" if wanted != "auto" else "auto", reason))
-    return {"engine": engine, "engine_reason": reason}
+    decisions.append(decision("engine", engine, "auto" if wanted == "auto" else source, reason))
 
 
 def decision(fact: str, value: Any, source: str, reason: str) -> dict[str, Any]:
@@ -238,46 +493,47 @@ def copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def staged_config(config: dict[str, Any], facts: dict[str, Any], code: list[str]) -> dict[str, Any]:
+def staged_config(
+    config: Mapping[str, Any], facts: Mapping[str, Any], code: list[str]
+) -> dict[str, Any]:
     """config.json with the attention direction stated and nothing that leads elsewhere."""
     causal = facts["attention"] == "causal"
-    dropped = {"auto_map", "_name_or_path"}
-    staged = {key: value for key, value in config.items() if key not in dropped}
+    staged = {k: v for k, v in config.items() if k not in ("auto_map", "_name_or_path")}
     # Old custom code breaks on a cache object it doesn't know; an embedder needs none.
-    staged |= {"is_causal": causal, "use_cache": False}
+    staged["use_cache"] = False
     if "use_bidirectional_attention" in staged or config["model_type"].startswith("gemma3"):
         staged["use_bidirectional_attention"] = not causal
+        staged.pop("is_causal", None)  # would change the mask of its sliding windows as well
+    else:
+        staged["is_causal"] = causal
     if code:
         staged["auto_map"] = localize(config["auto_map"])
     return staged
 
 
-def write_sentence_transformers(
-    snapshot: Path, folder: Path, facts: dict[str, Any], config: dict[str, Any]
-) -> None:
+def write_sentence_transformers(folder: Path, record: Mapping[str, Any]) -> None:
     """The facts in sentence-transformers' own files, so that it loads the staged folder alike."""
-    kinds = ["Transformer", "Pooling"] + ["Normalize"] * facts["normalize"]
+    rows = [{"type": "Transformer", "path": ""}, *record["modules"]]
     write_json(
         folder / "modules.json",
         [
             {
                 "idx": number,
                 "name": str(number),
-                "path": f"{number}_{kind}" if number else "",
-                "type": f"sentence_transformers.models.{kind}",
+                "path": row["path"],
+                "type": f"sentence_transformers.models.{row['type']}",
             }
-            for number, kind in enumerate(kinds)
+            for number, row in enumerate(rows)
         ],
     )
-    pooling = facts["pooling"]
-    flags = {"mean": "mean_tokens", "cls": "cls_token", "last_token": "lasttoken"}
-    modes = {f"pooling_mode_{flag}": name == pooling for name, flag in flags.items()}
-    size = {"word_embedding_dimension": hidden_size(config)}
-    write_json(folder / "1_Pooling" / "config.json", size | modes)
-    length = {"max_seq_length": max(facts["max_length"].values()), "do_lower_case": False}
+    for row in record["modules"]:
+        settings = {key: value for key, value in row.items() if key not in ("type", "path")}
+        write_json(folder / row["path"] / "config.json", settings)
+    length = {"max_seq_length": max(record["max_length"].values()), "do_lower_case": False}
     write_json(folder / "sentence_bert_config.json", length)
-    prompts = {"query": facts["query_prompt"] or "", "document": facts["passage_prompt"] or ""}
-    similarity = "cosine" if facts["normalize"] else "dot"
+    texts = {"query": record["query_prompt"], "document": record["passage_prompt"]}
+    prompts = {name: text if isinstance(text, str) else "" for name, text in texts.items()}
+    similarity = "cosine" if record["normalize"] else "dot"
     write_json(
         folder / "config_sentence_transformers.json",
         {"prompts": prompts, "similarity_fn_name": similarity},

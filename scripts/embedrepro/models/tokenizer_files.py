@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from tokenizers import Tokenizer
 
 from ..errors import UserError, printable
 from ..files import write_json, write_text
-from .facts import json_object, template_end
+from .facts import template_end, token_text
+from .st_files import Layout, json_object
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -25,6 +27,8 @@ TOKENIZER_FILES = (
     "spm.model",
     "sentencepiece.bpe.model",
 )
+WORDPIECE = ("bert", "distilbert", "electra", "mpnet", "mobilebert", "squeezebert", "funnel")
+PADS = ("[PAD]", "<pad>", "<|pad|>")
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", *TOKENIZER_FILES[7:])
 
 
@@ -39,31 +43,53 @@ def refuse_bad_tokenizer(snapshot: Path) -> None:
             raise UserError(f"{path}: not a tokenizer ({printable(error)})") from None
 
 
-def write_tokenizer(snapshot: Path, folder: Path, facts: dict[str, Any]) -> None:
-    """The tokenizer files, the end token in the post-processor, no custom class."""
+def write_tokenizer(
+    snapshot: Path, folder: Path, facts: Mapping[str, Any], layout: Layout, model_type: str
+) -> None:
+    """The tokenizer files, the end token in the post-processor, no custom class.
+
+    A tokenizer without a token to pad with gets its end token for that: padding is masked.
+    """
     for name in TOKENIZER_FILES:
         if (snapshot / name).is_file():
             shutil.copyfile(snapshot / name, folder / name)
-    settings = json_object(snapshot / "tokenizer_config.json", {})
+    settings = json_object(snapshot / "tokenizer_config.json", {}) | layout.tokenizer
     custom = settings.pop("auto_map", None)
-    # TokenizersBackend is transformers 5's name for what 4 and 5 both load under the older one.
-    if custom or settings.get("tokenizer_class") in (None, "TokenizersBackend"):
+    path = folder / "tokenizer.json"
+    lowercase = layout.lower_case
+    # TokenizersBackend is transformers 5's name for what 4 and 5 both load under the older one;
+    # a model's own class would build its normalizer anew, without the lower-casing.
+    generic = settings.get("tokenizer_class") in (None, "TokenizersBackend") or lowercase
+    if custom or (generic and path.is_file()):
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         settings.setdefault("model_input_names", ["input_ids", "attention_mask"])
     settings["padding_side"] = facts["padding_side"]
-    write_json(folder / "tokenizer_config.json", settings)
-    lowercase = json_object(snapshot / "sentence_bert_config.json", {}).get("do_lower_case")
-    path = folder / "tokenizer.json"
     if path.is_file():
         shipped = json_object(path)
-        staged = staged_tokenizer(shipped, facts["end_token"], bool(lowercase), snapshot)
+        special = json_object(snapshot / "special_tokens_map.json", {})
+        named = settings | special
+        if named.get("pad_token") is None and (filler := filling_token(shipped, named)):
+            settings["pad_token"] = filler
+        staged = staged_tokenizer(shipped, facts["end_token"], lowercase, snapshot)
         if staged != shipped:
             write_text(path, json.dumps(staged, ensure_ascii=False))
+    elif lowercase and model_type in WORDPIECE and not custom and facts["end_token"] is None:
+        settings["do_lower_case"] = True
     elif facts["end_token"] is not None or lowercase or custom:
         what = (
             "the custom tokenizer class can't be replaced" if custom else "nothing to state it in"
         )
         raise UserError(f"{snapshot}: no tokenizer.json: {what}; save a fast tokenizer there")
+    write_json(folder / "tokenizer_config.json", settings)
+
+
+def filling_token(tokenizer: dict[str, Any], settings: dict[str, Any]) -> str | None:
+    """What pads where nothing is named for it: [PAD] by its name, or the end or unknown token."""
+    named = (token_text(settings.get(name)) for name in ("eos_token", "unk_token"))
+    for token in (*PADS, *named):
+        if token and token_id(tokenizer, token) is not None:
+            return token
+    return None
 
 
 def staged_tokenizer(

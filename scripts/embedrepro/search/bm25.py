@@ -15,7 +15,6 @@ from typing import Any
 
 import bm25s
 import numpy as np
-import pyarrow.parquet as pq
 import Stemmer
 
 from ..datasets.reading import read_texts
@@ -100,11 +99,10 @@ def search_bm25(
     tokenize = Tokenizer(settings)
     ids = read_ids(corpus)
     index = bm25s.BM25(**{key: settings[key] for key in ("method", "k1", "b", "delta")})
-    texts = list(read_texts(corpus, 0, len(ids), "passage", title))
+    texts = list(read_texts(corpus, title))
     index.index(tokenize(texts), show_progress=False)
     del texts
-    count = pq.ParquetFile(queries).metadata.num_rows
-    asked = tokenize(list(read_texts(queries, 0, count, "query", title)))
+    asked = tokenize(list(read_texts(queries)))
     for query, tokens in zip(read_ids(queries).to_pylist(), asked, strict=True):
         known = index.get_tokens_ids(tokens)
         if not known:

@@ -1,108 +1,88 @@
-"""Exact top-k search of one shard of a corpus.
+"""Exact top-k search of dense vectors: what a score is, and the search that needs no torch.
 
 The score of a query and a document is defined as the float64 dot product of their stored vectors,
 summed in one fixed order and rounded to float32. It depends on nothing but the two vectors, so any
-cut into shards, any block size and any device give the same scores and the same order.
+cut into shards, any block size and any device give the same scores and the same order. Queries and
+documents may be stored in different precisions.
 
-A small shard is searched here, pair by pair: that is done before torch would be imported. `scan`
-searches the others.
+`search_array` gets there by float64 matrix products t. For vectors of n dimensions, t and the
+defined sum each differ from the true dot product by at most g * |query| * |document|, with
+g = n * u / (1 - n * u) and u = 2^-53, in whatever order they were added (Higham, Accuracy and
+Stability of Numerical Algorithms, 2nd ed., section 3.1; the products themselves are exact, since
+float32 has 24 bits, and none is too small for float64). So the defined sum lies within
+e = 2 * (n + 4) * u * 1.001 * |query| * |document| of t, where the 4 and the 1.001 cover the
+rounding of e, of t - e and of t + e. Rounding to float32 is monotone: the score lies between
+low = float32(t - e) and high = float32(t + e), and is known where these are equal, as they nearly
+always are. A document with high < kth, the k-th best low of its query, is not among
+the best k. Pairs that are left and not known are summed one by one. `scan` searches what is larger.
 """
 
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ..errors import UserError
-from ..files import whole
-from ..vectors.dense import verify_array
-from ..vectors.embeddings import check_finite, check_pair, open_embeddings
-from .hits import Batch, group_size, write_hits
-from .runs import Ids, read_ids, trec_order
+from .hits import Batch, first_of_each
+from .runs import Ids
 
-SMALL = 2**28  # numbers multiplied, all pairs together: about a second
-NARROW = 64  # narrower vectors count as this wide: what pairs take besides
-BLOCK = 2**17  # numbers of a block of documents: its float64 products stay in the cache
+UNIT = 2.0**-53
+SCORES = 2**22  # held at a time, in three arrays: 64 MiB
+BLOCK = 2**17  # numbers of pairs summed one by one: their float64 products stay in the cache
 
 
-def search_shard(
-    queries: Path | str,
-    corpus: Path | str,
-    ids: Path | str,
-    k: int,
-    output: Path | str,
-    device: str,
-) -> None:
-    """Search one shard and write its hits (see `hits`).
-
-    `queries`, `corpus`: float16 or float32 arrays (n, dim) with sidecars. `ids`: corpus.parquet.
-    `device`: cpu or cuda, or auto, which needs neither where there is little to do.
-    Raises `UserError` for arrays that don't belong together, are damaged or hold NaN.
-    """
-    if k < 1:
-        raise UserError(f"--top-k is {k}; give at least 1")
-    vectors, query_meta = open_embeddings(queries)
-    documents, meta = open_embeddings(corpus, verify=False)
-    check_pair(queries, vectors, query_meta, corpus, documents, meta)
-    start, stop = meta.get("rows", [0, len(documents)])
-    known = pq.ParquetFile(whole(ids)).metadata.num_rows
-    if stop - start != len(documents) or stop > known:
-        raise UserError(
-            f"{corpus}: {len(documents)} vectors for rows {start} to {stop} of {ids}, "
-            f"which has {known}; encode that shard again"
-        )
-    facts = {
-        "rows": [start, stop],
-        "k": k,
-        "queries": len(vectors),
-        "queries_sha256": query_meta["sha256"],
-        "corpus_sha256": meta["sha256"],
-    }
-
-    @cache
-    def shard_ids() -> pa.Array:
-        return read_ids(ids, start, stop)
-
-    def ids_of(rows: np.ndarray) -> pa.Array:
-        return shard_ids().take(pa.array(rows))
-
-    work = len(vectors) * len(documents) * max(documents.shape[1], NARROW)
-    if device == "auto" and work <= SMALL:
-        verify_array(corpus, meta)
-        check_finite(vectors, queries)
-        check_finite(documents, corpus)
-        batches = score_all(vectors, documents, k, ids_of)
-    else:
-        from ..encode import pick_device
-        from ..vectors.shard import Shard
-        from .scan import scan  # imports torch
-
-        batches = scan(vectors, Shard(corpus, pick_device(device)), k, ids_of, str(queries))
-    write_hits(output, ((first, docs + start, scores) for first, docs, scores in batches), facts)
-
-
-def score_all(queries: np.ndarray, documents: np.ndarray, k: int, ids: Ids) -> Iterator[Batch]:
+def search_array(
+    queries: np.ndarray, documents: np.ndarray, k: int, ids: Ids, group: int | None = None
+) -> Iterator[Batch]:
     """Yield, query group by query group, (first query, rows (g, m), scores (g, m)).
 
-    m = min(k, n) for `documents` (n, dim); `ids` as for `trec_order`.
+    `queries` (q, dim), `documents` (n, dim): float16 or float32, finite. m = min(k, n). `ids` as
+    for `trec_order`. `group`: queries at a time, chosen here by default.
     """
-    n, dim = documents.shape
-    found, size, group = min(k, n), max(1, BLOCK // dim), group_size(k)
+    n = len(documents)
+    group = group or max(1, SCORES // n)
     for first in range(0, len(queries), group):
-        wide = queries[first : first + group].astype(np.float64)
-        scores = np.empty((len(wide), n), np.float32)
-        for at in range(0, n, size):
-            block = np.ascontiguousarray(documents[at : at + size].T, np.float64)
-            for row, query in enumerate(wide):
-                scores[row, at : at + size] = add_up(block * query[:, None])
+        part = queries[first : first + group]
+        low, high = bounds(part, documents)
+        pairs = np.arange(high.size)
+        if k < n:
+            kth = np.partition(low, n - k, axis=1)[:, n - k]
+            pairs = np.flatnonzero(high >= kth[:, None])
+        query, row = np.divmod(pairs, n)
+        scores = high.ravel()[pairs]
+        unknown = np.flatnonzero(low.ravel()[pairs] != scores)
+        scores[unknown] = dots(part, documents, query[unknown], row[unknown])
         scores += np.float32(0)  # no negative zero
-        of_query = np.repeat(np.arange(len(wide)), n)
-        rows = np.tile(np.arange(n), len(wide))
-        best = trec_order(of_query, scores.ravel(), rows, ids).reshape(len(wide), n)[:, :found]
-        yield first, rows[best], scores.ravel()[best]
+        best = first_of_each(query, row, scores, len(part), min(k, n), ids)
+        yield first, row[best], scores[best]
+
+
+def bounds(queries: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Between what the scores lie: float32 (queries, documents), twice."""
+    dim = queries.shape[1]
+    wide = queries.astype(np.float64)
+    error = 2 * (dim + 4) * UNIT * 1.001 * np.linalg.norm(wide, axis=1)[:, None]
+    low = np.empty((len(queries), len(documents)), np.float32)
+    high = np.empty_like(low)
+    size = max(64, min(2**21 // dim, SCORES // len(queries)))
+    for at in range(0, len(documents), size):
+        block = documents[at : at + size].astype(np.float64)
+        products = wide @ block.T
+        within = error * np.linalg.norm(block, axis=1)
+        np.subtract(products, within, out=low[:, at : at + size], casting="same_kind")
+        np.add(products, within, out=high[:, at : at + size], casting="same_kind")
+    return low, high
+
+
+def dots(
+    queries: np.ndarray, documents: np.ndarray, query: np.ndarray, row: np.ndarray
+) -> np.ndarray:
+    """Scores, as defined, of pairs (query, row): float32 (pairs)."""
+    scores = np.empty(len(query), np.float32)
+    size = max(1, BLOCK // queries.shape[1])
+    for at in range(0, len(query), size):
+        part = slice(at, at + size)
+        left = np.ascontiguousarray(queries[query[part]].T, np.float64)
+        scores[part] = add_up(left * documents[row[part]].T)
+    return scores
 
 
 def add_up(products: np.ndarray) -> np.ndarray:

@@ -7,16 +7,18 @@ min(k, documents of the shard) hits. Its schema metadata says which rows, which 
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import UserError
 from ..files import sealed, whole
-from .runs import Ranking, kept, read_ids, trec_order
+from .runs import Ids, Listing, trec_order
 
 META = b"embed-repro"
 SCHEMA = pa.schema([("query", pa.int32()), ("doc", pa.int64()), ("score", pa.float32())])
@@ -29,56 +31,127 @@ def group_size(k: int) -> int:
 
 
 def write_hits(path: Path | str, batches: Iterable[Batch], meta: dict[str, Any]) -> None:
-    """Write batches whose sizes, but the last, are multiples of `group_size(meta["k"])`.
+    """Write the hits of all queries, in order.
 
     `meta`: rows [start, stop] in corpus.parquet, k, queries (count), queries_sha256, corpus_sha256.
     """
-    step = group_size(meta["k"])
     schema = SCHEMA.with_metadata({META: json.dumps(meta, sort_keys=True).encode()})
     with sealed(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for first, docs, scores in batches:
-            for at in range(0, len(docs), step):
-                part = docs[at : at + step]
-                query = np.arange(first + at, first + at + len(part), dtype=np.int32)
-                columns = [
-                    np.repeat(query, docs.shape[1]),
-                    part.ravel(),
-                    scores[at : at + step].ravel(),
-                ]
-                table = pa.table([pa.array(column) for column in columns], schema=schema)
-                writer.write_table(table, row_group_size=max(1, len(table)))
+        for first, docs, scores in regrouped(batches, group_size(meta["k"])):
+            query = np.arange(first, first + len(docs), dtype=np.int32)
+            columns = [np.repeat(query, docs.shape[1]), docs.ravel(), scores.ravel()]
+            table = pa.table([pa.array(column) for column in columns], schema=schema)
+            writer.write_table(table, row_group_size=max(1, len(table)))
 
 
-def merge_hits(
-    paths: Sequence[Path | str],
-    corpus: Path | str,
-    queries: Path | str,
-    k: int,
-    spare_identical_ids: bool = False,
-) -> Iterator[Ranking]:
-    """Merge the hits of all shards; yield per query the best `k` in trec_eval's order.
+def regrouped(batches: Iterable[Batch], step: int) -> Iterator[Batch]:
+    """The same hits, `step` queries in each batch but the last."""
+    first, waiting, count = 0, [], 0
+    for _, docs, scores in batches:
+        waiting.append((docs, scores))
+        count += len(docs)
+        if count < step:
+            continue
+        docs, scores = (np.concatenate(parts) for parts in zip(*waiting, strict=True))
+        whole_groups = count // step * step
+        for at in range(0, whole_groups, step):
+            yield first + at, docs[at : at + step], scores[at : at + step]
+        first, count = first + whole_groups, count - whole_groups
+        waiting = [(docs[whole_groups:], scores[whole_groups:])]
+    if count:
+        docs, scores = (np.concatenate(parts) for parts in zip(*waiting, strict=True))
+        yield first, docs, scores
 
-    With `spare_identical_ids` a document whose id is the query's doesn't count among the `k`, so
-    that a protocol which drops it finds `k` others; that takes hits at least `k` + 1 deep. Raises
-    `UserError` when the shards don't tile the corpus, were searched with different queries or not
-    deep enough.
+
+def first_of_each(
+    query: np.ndarray, doc: np.ndarray, score: np.ndarray, queries: int, k: int, ids: Ids
+) -> np.ndarray:
+    """Positions (queries, k) of the first `k` hits of each query in trec_eval's order.
+
+    One entry for each hit, at least `k` of each query from 0 to `queries` - 1; `ids` as for
+    `trec_order`.
     """
-    doc_ids, query_ids = read_ids(corpus), read_ids(queries).to_pylist()
-    files = _open_shards(paths, len(doc_ids), len(query_ids), k + spare_identical_ids)
+    order = trec_order(query, score, doc, ids)
+    count = np.bincount(query, minlength=queries)
+    return order[(np.cumsum(count) - count)[:, None] + np.arange(k)]
+
+
+@dataclass(frozen=True)
+class Merge:
+    """How the hits of all shards become a run `k` deep.
+
+    docs, queries: ids by row. With `spare_identical_ids` a document whose id is the query's doesn't
+    count among the `k`, so that a protocol which drops it finds `k` others; that takes hits at
+    least `k` + 1 deep.
+    """
+
+    docs: pa.Array
+    queries: pa.Array
+    k: int
+    spare_identical_ids: bool = False
+
+    @property
+    def depth(self) -> int:
+        return self.k + self.spare_identical_ids
+
+    def listings(self, batches: Iterable[Sequence[Batch]]) -> Iterator[Listing]:
+        """`batches`: for some queries after the other the hits in each shard, docs by row."""
+        own = self._own() if self.spare_identical_ids else None
+        for parts in batches:
+            first, docs, scores = self.best(parts)
+            kept = np.ones(docs.shape, bool)
+            if own is not None and docs.shape[1] > self.k:
+                itself = docs == own[first : first + len(docs), None]
+                kept[:, self.k] = itself.any(axis=1)
+            yield Listing(
+                self.queries.slice(first, len(docs)),
+                np.r_[0, np.cumsum(kept.sum(axis=1))],
+                self.docs.take(pa.array(docs[kept])),
+                scores[kept],
+            )
+
+    def best(self, parts: Sequence[Batch]) -> Batch:
+        """The first `depth` of all shards' hits of the same queries."""
+        first = parts[0][0]
+        docs = np.concatenate([docs for _, docs, _ in parts], axis=1)
+        scores = np.concatenate([scores for _, _, scores in parts], axis=1)
+        width = docs.shape[1]
+        k = min(self.depth, width)
+        if len(parts) == 1:  # in order already
+            return first, docs[:, :k], scores[:, :k]
+        hits = np.arange(docs.size)
+        if k < width:
+            kth = np.partition(scores, width - k, axis=1)[:, width - k]
+            hits = np.flatnonzero(scores >= kth[:, None])
+        doc, score = docs.ravel()[hits], scores.ravel()[hits]
+        of = first_of_each(hits // width, doc, score, len(docs), k, self.docs.take)
+        return first, doc[of], score[of]
+
+    def _own(self) -> np.ndarray:
+        """The row of each query's own id among the documents, int64 (queries); -1: none."""
+        found = pc.index_in(self.docs, value_set=self.queries.cast(self.docs.type))
+        rows = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
+        own = np.full(len(self.queries), -1)
+        own[found.take(pa.array(rows)).to_numpy()] = rows
+        return own
+
+
+def read_hits(paths: Sequence[Path | str], merge: Merge) -> Iterator[list[Batch]]:
+    """The hits of all shards, group of queries by group of queries, for `Merge.listings`.
+
+    Raises `UserError` when the shards don't tile the corpus, were searched with different queries
+    or not deep enough.
+    """
+    files = _open_shards(paths, len(merge.docs), len(merge.queries), merge.depth)
     for group in range(max(file.num_row_groups for file in files)):
-        tables = [file.read_row_group(group) for file in files]
-        query, doc, score = (
-            np.concatenate([table.column(name).to_numpy() for table in tables])
-            for name in SCHEMA.names
-        )
-        order = trec_order(query, score, doc, doc_ids.take)
-        query, doc, score = query[order], doc[order], score[order]
-        starts = np.flatnonzero(np.r_[True, query[1:] != query[:-1]])
-        for start, stop in zip(starts, np.r_[starts[1:], len(query)], strict=True):
-            name = query_ids[query[start]]
-            docs = doc_ids.take(pa.array(doc[start : min(stop, start + k + 1)])).to_pylist()
-            docs = docs[: kept(name, docs, k) if spare_identical_ids else k]
-            yield name, docs, score[start : start + len(docs)]
+        yield [_read_batch(file, group) for file in files]
+
+
+def _read_batch(file: pq.ParquetFile, group: int) -> Batch:
+    table = file.read_row_group(group)
+    query, docs, scores = (table.column(name).to_numpy() for name in SCHEMA.names)
+    shape = (query[-1] - query[0] + 1, -1)
+    return int(query[0]), docs.reshape(shape), scores.reshape(shape)
 
 
 def _open_shards(

@@ -6,7 +6,9 @@ order of summation (Higham, Accuracy and Stability of Numerical Algorithms, 2nd 
 Unit is 2^-24 on a CPU, which rounds to nearest. It is 2^-22 on CUDA, since tensor cores truncate
 (Fasi et al., Numerical behavior of NVIDIA tensor cores, PeerJ CS 2021). The k documents with
 the highest f all score at least kth - e, where kth is the lowest of their f; so a document with
-f < kth - 2e is not among the best k. Everything else is kept and scored again exactly.
+f < kth - 2e is not among the best k. Everything else is kept and scored again exactly. Where
+queries are rounded for the products, e grows by |query - rounded query| * max |document|
+(Cauchy-Schwarz).
 """
 
 from collections.abc import Iterator
@@ -32,8 +34,8 @@ def scan(
 ) -> Iterator[Batch]:
     """Yield, query group by query group, (first query, rows (g, m), scores (g, m)).
 
-    `queries` (n, dim) float16 or float32; m = min(k, rows of the shard). Rows count from the
-    shard's first. `ids(rows)` gives document ids, asked only where scores tie.
+    `queries` (n, dim) float16 or float32, whichever the shard is; m = min(k, rows of the shard).
+    Rows count from the shard's first. `ids(rows)` gives document ids, asked only where scores tie.
     """
     found = min(k, len(shard))
     capacity = min(len(shard), 4 * found + 1024)
@@ -55,12 +57,13 @@ def scan_group(
 ) -> tuple[np.ndarray, np.ndarray]:
     """One pass over the shard with `queries` (g, dim): rows (g, k) int64, scores (g, k) float32."""
     unit = 2.0**-24 if shard.device == "cpu" else 2.0**-22
-    error = (shard.dim + 4) * unit * 1.001 * norms
-    exact = (lambda q, rows: score_rows(queries, shard, q, rows)) if shard.random_access else None
-    pool = Pool(error, k, capacity, exact, ids)
     limit = CPU_SCORES if shard.device == "cpu" else cuda_scores()
     size = max(CHUNK, limit // len(queries) // CHUNK * CHUNK)
-    product = Product(queries, min(size, len(shard)))
+    product = Product(queries, min(size, len(shard)), shard.dtype)
+    lost = product.left_out
+    error = (shard.dim + 4) * unit * 1.001 * (norms + lost) + lost
+    exact = (lambda q, rows: score_rows(queries, shard, q, rows)) if shard.random_access else None
+    pool = Pool(error, k, capacity, exact, ids)
     for first, block, norm in shard.blocks(size):
         in_block = None
         if exact is None:

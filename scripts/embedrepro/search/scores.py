@@ -12,14 +12,20 @@ PAIRS = {"cpu": 2**12, "cuda": 2**16}  # pairs scored exactly at a time
 class Product:
     """Products of fixed queries with blocks, in float32 precision or better, into one buffer.
 
-    Tensor cores multiply float16 exactly and add in float32. Blocks come widened on a CPU.
+    Tensor cores multiply float16 exactly and add in float32: on CUDA queries of float16 documents
+    are rounded to float16, and `left_out` (g) is the norm of what each loses by that. Blocks come
+    widened on a CPU.
     """
 
-    def __init__(self, queries: torch.Tensor, size: int):
+    def __init__(self, queries: torch.Tensor, size: int, documents: torch.dtype):
         torch.set_float32_matmul_precision("highest")
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-        self.half = queries.is_cuda and queries.dtype == torch.float16
-        self.queries = queries if self.half else queries.float()
+        self.half = queries.is_cuda and documents == torch.float16
+        used = queries.half() if self.half else queries.float()
+        if not torch.isfinite(used).all():
+            self.half, used = False, queries.float()
+        lost = torch.linalg.vector_norm(queries.double() - used.double(), dim=1)
+        self.queries, self.left_out = used, lost.float() * 1.001
         self.scores = torch.empty(len(queries) * size, dtype=torch.float32, device=queries.device)
 
     def __call__(self, block: torch.Tensor) -> torch.Tensor:
@@ -28,7 +34,7 @@ class Product:
         out = self.scores[: shape[0] * shape[1]].view(shape)
         if self.half:
             return torch.mm(self.queries, block.T, out_dtype=torch.float32, out=out)
-        return torch.mm(self.queries, block.T, out=out)
+        return torch.mm(self.queries, block.float().T, out=out)
 
 
 def score_rows(
@@ -59,7 +65,8 @@ def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     are added by halves, always in the same order and without fused multiply-add, so every device
     gives the same bits.
     """
-    x = a.float() * b.float() if a.dtype == torch.float16 else a.double() * b.double()
+    both_half = a.dtype == b.dtype == torch.float16
+    x = a.float() * b.float() if both_half else a.double() * b.double()
     while (n := x.shape[1]) > 1:
         y = x[:, : n // 2].double()  # of float32 a copy, else what is overwritten
         y += x[:, n // 2 : n // 2 * 2]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ..errors import UserError, printable
 from ..files import damaged, digest, read_json, sha256, write_record
@@ -131,7 +132,7 @@ def is_lfs_pointer(path: Path) -> bool:
         return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
-def parsed_json(path: Path, where: str, kind: type) -> object:
+def parsed_json(path: Path, where: str, kind: type) -> Any:
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -222,7 +223,7 @@ def _real_file(path: Path, root: Path, name: str) -> Path:
     return real
 
 
-def hash_files(paths: Mapping[str, Path]) -> dict[str, dict]:
+def hash_files(paths: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
     """name → {"size": bytes, "sha256": hex}, hashed with all cores (hashlib lets go of the GIL)."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         digests = pool.map(sha256, paths.values())
@@ -232,7 +233,7 @@ def hash_files(paths: Mapping[str, Path]) -> dict[str, dict]:
         }
 
 
-def check_digests(folder: Path, files: Mapping[str, dict], listed: str) -> None:
+def check_digests(folder: Path, files: Mapping[str, dict[str, Any]], listed: str) -> None:
     """Refuse a folder whose files have other digests than listed; about a second for a gigabyte."""
     found = hash_files({name: folder / name for name in files})
     for name, facts in files.items():
@@ -240,7 +241,9 @@ def check_digests(folder: Path, files: Mapping[str, dict], listed: str) -> None:
             raise damaged(folder / name, f"its sha256 is not the one in {listed}", folder)
 
 
-def remembered_hashes(folder: Path, paths: Mapping[str, Path], cache: Path) -> dict[str, dict]:
+def remembered_hashes(
+    folder: Path, paths: Mapping[str, Path], cache: Path
+) -> dict[str, dict[str, Any]]:
     """`hash_files`, but a file whose size, time and inode are as last time is not read again."""
     memory = cache / "digests" / f"{digest(str(folder.resolve()))}.json"
     return remembered(paths, memory, hash_files)
@@ -249,8 +252,8 @@ def remembered_hashes(folder: Path, paths: Mapping[str, Path], cache: Path) -> d
 def remembered(
     paths: Mapping[str, Path],
     memory: Path,
-    measure: Callable[[Mapping[str, Path]], dict[str, dict]],
-) -> dict[str, dict]:
+    measure: Callable[[Mapping[str, Path]], dict[str, dict[str, Any]]],
+) -> dict[str, dict[str, Any]]:
     """name → what `measure` says of each file; one that did not change is not read again.
 
     `memory` keeps what was measured with each file's size, time and inode, also of files that are

@@ -1,0 +1,143 @@
+"""A staged folder's engine held against sentence-transformers itself, in float32, on a sample.
+
+Only for what goes beyond the plain layouts; a common model pays nothing. Of a large native model
+both sides run the first layers only.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import printable
+from .examination import FULL_BYTES, LAYERS, TEXTS, Finding, finding, weight_bytes
+from .facts_table import ROLES, Role, prompt_for
+from .st_files import json_object
+
+if TYPE_CHECKING:
+    import numpy as np
+
+APART = 1e-4  # of vectors of length 1: more than float32 and another order of summing explain
+SHIPPED = "shipped"
+WORDS = 1500  # of the longest text of the sample
+
+
+def sample(record: dict[str, Any]) -> list[str]:
+    """Short texts and a long one, beyond max_length where that is not too much to compute."""
+    longest = min(max(record["max_length"].values()), WORDS)
+    text = TEXTS[3] * (longest // 16 + 1)
+    return [*TEXTS, text[: 8 * longest]]
+
+
+def compare(staged: Path, record: dict[str, Any]) -> list[Finding]:
+    """One finding: whether the engine gives the vectors that sentence-transformers gives."""
+    what = "beyond the plain layouts: " + ", ".join(record["beyond"])
+    with views(staged, record) as (ours, theirs):
+        try:
+            model = reference(theirs, record)
+        except Exception as error:  # a model's modules may raise anything
+            detail = f"sentence-transformers can't load it ({what}): {printable(error)}"
+            return [finding("sentence-transformers", False, detail)]
+        engine = load_ours(ours)
+        texts = sample(record)
+        for role in ROLES:
+            expected = peer(model, record, texts, role)
+            found = own(engine, texts, role)
+            if found.shape != expected.shape:
+                detail = f"{role}: vectors of {found.shape[1]}, its own have {expected.shape[1]}"
+                return [finding("sentence-transformers", False, f"{detail} ({what})")]
+            apart = abs(unit(found) - unit(expected)).max(axis=1)
+            worst = int(apart.argmax())
+            if not apart[worst] <= APART:
+                detail = (
+                    f"{role} {texts[worst][:30]!r} ({len(texts[worst])} characters): "
+                    f"{record['engine']} {shown(found[worst])}, sentence-transformers "
+                    f"{shown(expected[worst])}, {apart[worst]:.1e} apart ({what})"
+                )
+                return [finding("sentence-transformers", False, detail)]
+    return [finding("sentence-transformers", True, f"the same vectors within {APART:g}; {what}")]
+
+
+def unit(vectors: "np.ndarray") -> "np.ndarray":
+    import numpy as np
+
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def shown(vector: "np.ndarray") -> str:
+    return "[" + ", ".join(f"{value:.4f}" for value in vector[:3]) + ", …]"
+
+
+@contextmanager
+def views(staged: Path, record: dict[str, Any]) -> Iterator[tuple[Path, Path]]:
+    """(folder for the engine, folder for sentence-transformers), cut to some layers if large."""
+    theirs = staged / SHIPPED if record.get("shipped") else staged
+    config = json_object(staged / "config.json", {})
+    layers = config.get("num_hidden_layers", 0)
+    whole = record["code"] or weight_bytes(record) <= FULL_BYTES
+    if whole or not isinstance(layers, int) or layers <= LAYERS:
+        yield staged, theirs
+        return
+    with tempfile.TemporaryDirectory(prefix="preflight-") as scratch:
+        places = Path(scratch) / "ours", Path(scratch) / "theirs"
+        for place, folder in zip(places, (staged, theirs), strict=True):
+            place.mkdir()
+            for path in folder.iterdir():
+                (place / path.name).symlink_to(path)
+            short = json_object(folder / "config.json") | {"num_hidden_layers": LAYERS}
+            if short.get("layer_types"):
+                short["layer_types"] = short["layer_types"][:LAYERS]
+            (place / "config.json").unlink()
+            (place / "config.json").write_text(json.dumps(short), encoding="utf-8")
+        yield places
+
+
+def reference(folder: Path, record: dict[str, Any]) -> Any:
+    """sentence-transformers' own model of the folder, on CPU in float32."""
+    import sentence_transformers
+    from transformers import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    cls = {"sparse": "SparseEncoder", "multivector": "MultiVectorEncoder"}.get(
+        record["kind"], "SentenceTransformer"
+    )
+    return getattr(sentence_transformers, cls)(
+        str(folder),
+        device="cpu",
+        local_files_only=True,
+        trust_remote_code=bool(record["code"]),
+        model_kwargs={"dtype": "float32"},
+    )
+
+
+def peer(model: Any, record: dict[str, Any], texts: Sequence[str], role: Role) -> "np.ndarray":
+    """(n, dimension) of sentence-transformers, one text at a time: nothing is padded."""
+    import numpy as np
+
+    encode = model.encode_query if role == "query" else model.encode_document
+    if getattr(model, "max_seq_length", None) is not None:
+        model.max_seq_length = record["max_length"][role]
+    prompt = prompt_for(record[f"{role}_prompt"]) or ""
+    options = {"prompt": prompt.replace("{task}", "task"), "show_progress_bar": False}
+    options |= {"batch_size": 1, "truncate_dim": record["dimensions"]}
+    vectors = encode(list(texts), normalize_embeddings=record["normalize"], **options)
+    return np.asarray(vectors, np.float32)
+
+
+def load_ours(folder: Path) -> Any:
+    from ..encode import load_engine
+
+    return load_engine(folder, {"dtype": "float32"}, "cpu")
+
+
+def own(engine: Any, texts: Sequence[str], role: Role) -> "np.ndarray":
+    """(n, dimension) of the engine that the workflow uses."""
+    import numpy as np
+
+    vectors = np.zeros((len(texts), engine.facts.dimension), np.float32)
+    for part in engine.encode(list(texts), role, "task"):
+        vectors[part.rows] = part.vectors
+    return vectors
