@@ -1,4 +1,4 @@
-"""README.md: every command that it shows, in order, in a fresh clone; every config that it shows."""
+"""README.md: every command that it shows, in order, in a fresh clone, and every config."""
 
 import re
 import subprocess
