@@ -98,8 +98,10 @@ def show(*options):
 
 
 def rest():
-    """The command that makes what a mistake elsewhere held up."""
+    """The command that makes what a mistake elsewhere held up: this one, its paths absolute."""
     words = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
     words = [word for word in words if word not in workflow.dag_settings.targets]
-    given = f"--plan {PLAN_FILE} --start {shlex.quote(workflow.workdir_init)}"
-    return f"{PYTHON} {SCRIPTS}/finish_rest.py {given} -- {shlex.join(words)}"
+    given = ["--snakefile", workflow.main_snakefile, "--directory", Path.cwd(), "--plan", PLAN_FILE]
+    files = ["--configfile", *workflow.overwrite_configfiles] * bool(workflow.overwrite_configfiles)
+    line = shlex.join(map(str, [*given, *files, "--", *words]))
+    return f"{PYTHON} {SCRIPTS}/finish_rest.py {line}"

@@ -22,20 +22,37 @@ from embedrepro.plan.show import refused
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--plan", required=True, help="the plan's file, in .embed-repro/")
-    parser.add_argument("--start", required=True, help="folder in which the workflow was started")
-    parser.add_argument("command", nargs="+", help="how the workflow was started, without target")
+    parser.add_argument("--snakefile", required=True)
+    parser.add_argument("--directory", required=True)
+    parser.add_argument("--configfile", nargs="+", default=[])
+    parser.add_argument("words", nargs="*", help="how the workflow was started, without targets")
     options = parser.parse_args()
     plan = read_plan(options.plan)
     rows = plan.artifacts[plan.report].spec["rows"]
     known = set(json.loads(os.environ.get(WITHOUT, "[]")))
     lost = refused(plan, rows) | known
     left = [row for row in rows if not Path(row["scores"]).exists()]
-    if lost == known or len(left) == len(lost):
+    if lost == known or len(left) == len(lost - known):
         return
     environment = os.environ | {WITHOUT: json.dumps(sorted(lost))}
-    command = [*options.command, "--", "scores"]
-    run = [sys.executable, "-m", "snakemake", *command]
-    subprocess.run(run, cwd=options.start, env=environment, check=False)
+    command = [*absolute(options), "--", "scores"]
+    subprocess.run([sys.executable, "-m", "snakemake", *command], env=environment, check=False)
+
+
+def absolute(options: argparse.Namespace) -> list[str]:
+    """The workflow's own arguments, those that name paths replaced by absolute ones."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-s", "--snakefile")
+    parser.add_argument("-d", "--directory")
+    parser.add_argument("--configfile", "--configfiles", nargs="+")
+    parser.add_argument("--profile")
+    named, rest = parser.parse_known_args(options.words)
+    given = ["-s", options.snakefile, "-d", options.directory]
+    given += ["--configfile", *options.configfile] if options.configfile else []
+    if named.profile:
+        inside = Path(options.snakefile).parent / named.profile
+        given += ["--profile", str(inside if inside.exists() else named.profile)]
+    return [*given, *rest]
 
 
 if __name__ == "__main__":

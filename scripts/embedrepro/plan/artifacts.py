@@ -101,7 +101,7 @@ class Catalogue:
         spec = {
             "id": model.id,
             "model": model.name,
-            "kind": "reranker" if model.kind == "rerank" else "embedder",
+            "kind": "reranker" if model.kind == "rerank" else "dense",
             "source": model.source,
             "allow_pickle": model.allow_pickle,
             "trust_remote_code": model.trust_remote_code,
