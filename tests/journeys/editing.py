@@ -192,16 +192,22 @@ def pins(world: World) -> dict[str, str]:
     return {"model.safetensors": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
+COLUMNS = ("model_id", "dataset", "split", "metric", "value", "protocol", "source", "tolerance")
+
+
+def published_cells(value: float) -> dict[str, str]:
+    cells = {"model_id": ID, "dataset": "mine", "split": "test", "metric": "nDCG@10"}
+    cells |= {"value": str(value), "protocol": "trec_eval", "source": "a paper"}
+    return cells | {"tolerance": "0.001"}
+
+
 def published(value: float) -> Edit:
+    """A table of the user's own."""
+
     def write(world: World) -> None:
-        columns = (REPOSITORY / "rules/registry").glob("published*.tsv")
-        header = next(iter(sorted(columns))).read_text("utf-8").splitlines()[0].split("\t")
-        known = {"model_id": ID, "dataset": "mine", "split": "test", "metric": "nDCG@10"}
-        known |= {"value": str(value), "tolerance": "0.001", "protocol": "trec_eval"}
-        known |= {"revision": "unknown", "source": "a paper"}
-        line = "\t".join(known.get(name, "") for name in header)
         path = world.root / "published.tsv"
-        path.write_text("\t".join(header) + f"\n{line}\n", encoding="utf-8")
+        rows = [COLUMNS, [published_cells(value)[name] for name in COLUMNS]]
+        path.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
         world.config["published"] = str(path)
 
     return write
@@ -310,10 +316,13 @@ def registered(world: World) -> None:
 
 
 def published_row(world: World) -> None:
-    published(0.25)(world)
-    written = Path(world.config.pop("published")).read_text("utf-8").splitlines()[1]
-    path = sorted((world.own_repository() / "rules/registry").glob("published*.tsv"))[0]
-    path.write_text(path.read_text("utf-8").rstrip("\n") + f"\n{written}\n", encoding="utf-8")
+    """A row more in the registry's table."""
+    path = world.own_repository() / "rules/registry/published.tsv"
+    held = path.read_text("utf-8").rstrip("\n")
+    header = next(line for line in held.splitlines() if line.startswith("model_id"))
+    cells = published_cells(0.25)
+    row = "\t".join(cells.get(name, "") for name in header.split("\t"))
+    path.write_text(f"{held}\n{row}\n", encoding="utf-8")
 
 
 def raised(step: str) -> Edit:

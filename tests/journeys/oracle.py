@@ -44,8 +44,14 @@ def vectors(
     end_token: str | None = None,
     attention: str | None = None,
     dimensions: int | None = None,
+    without_prompt: bool = False,
+    shift: float = 0,
 ) -> dict[str, np.ndarray]:
-    """Text id → vector; `attention` None leaves the model as it is built."""
+    """Text id → vector.
+
+    `attention` None leaves the model as it is built. `without_prompt`: pooling leaves the prompt
+    out, and with it the token that opens a text. `shift` is added to every state.
+    """
     import torch
 
     words, model = tokenizer(folder), loaded(folder)
@@ -65,10 +71,24 @@ def vectors(
             given["attention_mask"] = mask[None, None]
         with torch.no_grad():
             states = model(**given).last_hidden_state[0].double().numpy()
-        vector = {"mean": states.mean(0), "cls": states[0], "last_token": states[-1]}[pooling]
-        vector = vector[:dimensions]
+        if without_prompt and prompt:
+            states = states[len(words(prompt)["input_ids"]) - 1 :]
+        vector = pool(states + shift, pooling)[:dimensions]
         found[name] = vector / np.linalg.norm(vector) if normalize else vector
     return found
+
+
+def pool(states: np.ndarray, pooling: str) -> np.ndarray:
+    """A text's vector of its states (tokens, width), as sentence-transformers' Pooling does it."""
+    count = np.arange(1, len(states) + 1)[:, None]
+    return {
+        "mean": states.mean(0),
+        "cls": states[0],
+        "last_token": states[-1],
+        "max": states.max(0),
+        "weightedmean": (states * count).sum(0) / count.sum(),
+        "mean_sqrt_len_tokens": states.sum(0) / np.sqrt(len(states)),
+    }[pooling]
 
 
 def search(

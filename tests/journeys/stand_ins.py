@@ -127,7 +127,7 @@ def bert(
     return folder
 
 
-def qwen(folder: Path, seed: int = 0, width: int = 16, layers: int = 1, **files: object) -> Path:
+def qwen(folder: Path, seed: int = 0, width: int = 16, layers: int = 2, **files: object) -> Path:
     """A decoder whose files state nothing that can be stated in a config."""
     import transformers
 
@@ -210,6 +210,28 @@ class Texts:
 def write_lines(path: Path, records: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{json.dumps(record)}\n" for record in records), encoding="utf-8")
+
+
+OWN_CODE = """
+from transformers import BertModel
+
+
+class OwnModel(BertModel):
+    def forward(self, *args, **kwargs):
+        found = super().forward(*args, **kwargs)
+        found.last_hidden_state = found.last_hidden_state + 0.5
+        return found
+"""
+
+
+def bert_with_code(folder: Path, seed: int = 0) -> Path:
+    """A BERT with code of its own beside the class that transformers has: every state is 0.5 more."""
+    bert(folder, seed)
+    (folder / "modeling_own.py").write_text(OWN_CODE, encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "modeling_own.OwnModel"}
+    write_json(folder / "config.json", config | {"architectures": ["OwnModel"]})
+    return folder
 
 
 def cross_encoder(folder: Path, seed: int = 0, **config: object) -> Path:
