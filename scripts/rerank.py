@@ -11,9 +11,7 @@ from embedrepro.plan.command_line import read_job
 
 
 def main() -> None:
-    task = read_job(
-        __doc__, ("--device", {"choices": ("auto", "cpu", "cuda"), "default": "auto"})
-    )
+    task = read_job(__doc__, ("--device", {"choices": ("auto", "cpu", "cuda"), "default": "auto"}))
     task.each(task.missing("preflight"), prove)
     task.finish()  # what fails its checks is not run
 

@@ -10,9 +10,7 @@ from embedrepro.plan.command_line import read_job
 
 
 def main() -> None:
-    task = read_job(
-        __doc__, ("--device", {"choices": ("auto", "cpu", "cuda"), "default": "auto"})
-    )
+    task = read_job(__doc__, ("--device", {"choices": ("auto", "cpu", "cuda"), "default": "auto"}))
     from embedrepro.plan.tasks import search_piece, search_row
     from embedrepro.search.job import search_pieces, search_rows
 

@@ -53,8 +53,9 @@ def validate(data: Any, schema: dict[str, Any], where: str) -> None:
 def _sentence(error: Any, where: str) -> str:
     if error.validator in ("oneOf", "anyOf") and error.context:
         # The alternative that the value gets furthest into explains the mistake best.
-        deepest = max(error.context, key=lambda e: (bool(e.path), e.validator != "type"))
-        if deepest.path or deepest.validator != "type":
+        other = ("type", "const")  # the value was meant as another alternative
+        deepest = max(error.context, key=lambda e: (bool(e.path), e.validator not in other))
+        if deepest.path or deepest.validator not in other:
             deepest.path.extendleft(reversed(error.path))
             return _sentence(deepest, where)
     place = where + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error.path)
@@ -73,8 +74,18 @@ def _sentence(error: Any, where: str) -> str:
         return f"{place}: '{shown}' is not one of {allowed}{nearest(shown, error.validator_value)}"
     wanted = _wanted_types(error)
     meaning = error.schema.get("description", "" if wanted else printable(error.message))
-    fault = f"should be {_types(wanted)}" if wanted else "does not fit"
+    fault = f"should be {_types(wanted)}" if wanted else _limit(error)
     return f"{place}: '{shown}' {fault}" + (f"; {meaning}" if meaning else "")
+
+
+def _limit(error: Any) -> str:
+    """What a value that has the right type breaks."""
+    if error.validator in ("minLength", "minItems", "minProperties") and not error.instance:
+        return "is empty"
+    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most"}
+    if error.validator in words:
+        return f"should be {words[error.validator]} {error.validator_value}"
+    return "names one twice" if error.validator == "uniqueItems" else "does not fit"
 
 
 def _wanted_types(error: Any) -> list[str]:

@@ -6,6 +6,7 @@ task, with a SentenceTransformer that loads nothing and records what it would re
 
 import logging
 import os
+from types import SimpleNamespace
 
 import pytest
 from embedrepro.models import prompts
@@ -62,23 +63,24 @@ def recorder(monkeypatch):
 
     class Echo(torch.nn.Module):
         max_seq_length = 512
-        tokenizer = None
+        tokenizer = SimpleNamespace()
+        auto_model = SimpleNamespace(config=SimpleNamespace(_attn_implementation="sdpa"))
 
     class Recorder(real):
+        tokenizer = Echo.tokenizer
+
         def __init__(self, *_, prompts=None, **__):
             super().__init__(modules=[Echo()], prompts=prompts, device="cpu")
 
-        def encode(self, sentences, prompt_name=None, prompt=None, **_):
+        def encode(self, inputs, prompt_name=None, prompt=None, **_):
             put = self._resolve_prompt(prompt, prompt_name) or ""
-            read.extend(put + sentence for sentence in sentences)
-            return torch.zeros(len(sentences), 4)
+            read.extend(put + text for text in inputs)
+            return torch.zeros(len(inputs), 4)
 
         def set_pooling_include_prompt(self, include_prompt):
             pass
 
     monkeypatch.setattr(sentence_transformers, "SentenceTransformer", Recorder)
-    Echo.tokenizer = type("Tokenizer", (), {})()
-    Recorder.tokenizer = Echo.tokenizer
     return read
 
 

@@ -173,6 +173,13 @@ VARIANTS = {
     "no last line end": lambda: {n: c.rstrip() for n, c in beir_files().items()},
     "blank lines": lambda: {n: b"\n" + c.replace(b"\n", b"\n\n") for n, c in beir_files().items()},
     "gzip": lambda: gzipped(beir_files()),
+    "grades as pandas writes them": lambda: (
+        beir_files()
+        | {"qrels/test.tsv": tsv([(q, d, float(r)) for q, d, r in QRELS], head="q_id\td\tgrade")}
+    ),
+    "grades with exponents": lambda: (
+        beir_files() | {"qrels/test.tsv": tsv([(q, d, f"{r}e0") for q, d, r in QRELS], head="")}
+    ),
     "no header": lambda: beir_files() | {"qrels/test.tsv": tsv(QRELS, head="")},
     "other header": lambda: beir_files() | {"qrels/test.tsv": tsv(QRELS, head="qid\tpid\tlabel")},
 }
@@ -234,6 +241,9 @@ BROKEN = {
     "spaces for tabs": (changed(R, b"q2\td2\t1", b"q2 d2 1"), f"{R}:4: 1 tab-separated columns"),
     "four columns": (changed(R, b"q1\td3", b"q1\t0\td3"), f"{R}:3: 4 tab-separated columns"),
     "word for a grade": (changed(R, b"d3\t0", b"d3\thigh"), f'{R}:3: relevance "high" is not a'),
+    "endless grade": (changed(R, b"d3\t0", b"d3\t1e999"), f'{R}:3: relevance "1e999" is not a'),
+    "grouped digits": (changed(R, b"d3\t0", b"d3\t1_0"), f'{R}:3: relevance "1_0" is not a'),
+    "large grade": (changed(R, b"d3\t0", b"d3\t3e9"), f'{R}:3: relevance "3e9" is not a'),
     "half a grade": (changed(R, b"d3\t0", b"d3\t0.5"), f'{R}:3: relevance "0.5" is not a whole'),
     "empty corpus": (beir_files() | {C: b""}, f"{C}:1: no passages"),
     "empty judgements": (beir_files() | {R: tsv([])}, f"{R}:1: no judgements"),

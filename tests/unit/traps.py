@@ -105,7 +105,12 @@ def common(folder: Path) -> None:
     write(folder / "tokenizer_config.json", tokenizer)
     kinds = ("Transformer", "Pooling", "Normalize")
     modules = [
-        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
+        {
+            "idx": i,
+            "name": str(i),
+            "path": f"{i}_{kind}" if i else "",
+            "type": f"sentence_transformers.models.{kind}",
+        }
         for i, kind in enumerate(kinds)
     ]
     write(folder / "modules.json", modules)

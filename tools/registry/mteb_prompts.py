@@ -2,19 +2,21 @@
 
     python tools/registry/mteb_prompts.py rules/registry/prompts.json
 
-For each text model that mteb evaluates for retrieval: what its loader there is told of prompts, read
-from the loader's object itself, whose SentenceTransformer is replaced by one that loads nothing. No
-model is downloaded. `embedrepro/models/prompts.py` reads the file and follows the same rules.
+For each text model that mteb evaluates for retrieval: what its loader there is told of prompts,
+read from the loader's object itself, whose SentenceTransformer is replaced by one that loads
+nothing. No model is downloaded. `embedrepro/models/prompts.py` reads the file and follows the same
+rules.
 
 A model has
   way         "named": the text is looked up by task and role; "instruct": an instruction is looked
-              up and put into a template; absent: mteb has code of its own for it (`loader` names it)
+              up and put into a template; absent: mteb has code of its own for it, see `loader`
   prompts     {name: text}. named: absent where mteb takes those of the model's own files
   fallback    named: the name used where none fits
   template    instruct: {role: [text around {instruction}, text where the instruction is empty]}
   passages    instruct: false where passages get no prompt
   priority    instruct: order of sources, where it isn't the usual one
-  max_length  tokens at which mteb tells the model to cut; max_tokens: what the metadata says it reads
+  max_length  tokens at which mteb tells the model to cut
+  max_tokens  what the metadata says that the model reads
   dimensions, revision, kind
 """
 
@@ -77,15 +79,18 @@ def described(meta: Any) -> dict[str, Any]:
     if isinstance(wrapper, InstructSentenceTransformerModel):
         if encodes_like(wrapper, InstructSentenceTransformerModel):
             entry = instructed(wrapper, tuple(AbsEncoder.prompt_priority))
-    elif isinstance(wrapper, SentenceTransformerEncoderWrapper):
-        if encodes_like(wrapper, SentenceTransformerEncoderWrapper) or name in OWN_ENCODE:
-            entry = named(meta, wrapper)
+    elif isinstance(wrapper, SentenceTransformerEncoderWrapper) and (
+        encodes_like(wrapper, SentenceTransformerEncoderWrapper) or name in OWN_ENCODE
+    ):
+        entry = named(meta, wrapper)
     if not entry:
         entry = {"loader": name if wrapper is not None else loader_name(meta)}
     own = getattr(getattr(wrapper, "model", None), "max_seq_length", None)
     return entry | {
         "max_length": own if isinstance(own, int) else None,
-        "max_tokens": int(meta.max_tokens) if meta.max_tokens and isfinite(meta.max_tokens) else None,
+        "max_tokens": int(meta.max_tokens)
+        if meta.max_tokens and isfinite(meta.max_tokens)
+        else None,
         "dimensions": meta.embed_dim if isinstance(meta.embed_dim, int) else None,
         "revision": meta.revision,
         "kind": meta.model_type[0],

@@ -48,8 +48,7 @@ ROW_GROUP = 8192  # rows; a model has a few hundred
 
 
 def from_table(path: Path) -> Iterator[dict[str, Any]]:
-    opened = lzma.open(path) if path.suffix == ".xz" else path.open("rb")
-    with opened as file:
+    with lzma.open(path) if path.suffix == ".xz" else path.open("rb") as file:
         reader = csv.DictReader(
             io.TextIOWrapper(file, "utf-8"), delimiter="\t", quoting=csv.QUOTE_NONE
         )
@@ -114,11 +113,9 @@ def record(row: dict[str, Any]) -> dict[str, Any]:
 
 def write(rows: list[dict[str, Any]], output: Path, metadata: dict[str, str]) -> None:
     rows.sort(key=lambda row: tuple(row[name] for name in PLACE[:5]))
-    table = pa.Table.from_pylist(rows, SCHEMA.with_metadata(metadata))
-    pq.write_table(
-        table,
+    writer = pq.ParquetWriter(
         output,
-        row_group_size=ROW_GROUP,
+        SCHEMA,
         compression="zstd",
         compression_level=19,
         use_dictionary=[*PLACE, "ties"],
@@ -126,6 +123,9 @@ def write(rows: list[dict[str, Any]], output: Path, metadata: dict[str, str]) ->
         write_statistics=["model"],
         store_schema=False,
     )
+    with writer:
+        writer.write_table(pa.Table.from_pylist(rows, SCHEMA), row_group_size=ROW_GROUP)
+        writer.add_key_value_metadata(metadata)
 
 
 def main() -> None:

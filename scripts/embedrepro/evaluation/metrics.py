@@ -1,30 +1,34 @@
-"""Retrieval measures: named as ir-measures names them, computed by trec_eval (pytrec_eval).
+"""Retrieval measures: named as ir-measures names them, computed as trec_eval computes them.
 
-A run is `{query id: {document id: score}}`, judgements are `{query id: {document id: grade}}`.
-trec_eval ranks by score, then by document id, both descending, whatever order a run lists.
+The sums are trec_eval's in the same order (m_ndcg.c, m_ndcg_cut.c, m_map.c, m_map_cut.c,
+m_recip_rank.c, m_P.c, m_recall.c, m_success.c of trec_eval 9.0), so values are equal in every bit.
+It ranks by score, then by document id, both descending, whatever order a run lists.
 """
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..errors import UserError, printable
+from ..search.runs import listings_of
+from .judgements import Judgements, dcg
+from .ranks import Relevant, Rule, blocks
 
 Run = Mapping[str, dict[str, float]]
 Qrels = Mapping[str, dict[str, int]]
 
-# family -> (trec_eval's name without a cut-off, with one); None: the family has no such form
-FAMILIES: dict[str, tuple[str | None, str | None]] = {
-    "nDCG": ("ndcg", "ndcg_cut"),
-    "RR": ("recip_rank", "recip_rank"),
-    "R": (None, "recall"),
-    "P": (None, "P"),
-    "AP": ("map", "map_cut"),
-    "Success": (None, "success"),
-    "R_cap": (None, "P"),
+# family -> whether it has a form without a cut-off
+FAMILIES = {
+    "nDCG": True,
+    "RR": True,
+    "R": False,
+    "P": False,
+    "AP": True,
+    "Success": False,
+    "R_cap": False,
 }
 ALLOWED = "nDCG, nDCG@k, RR, RR@k, AP, AP@k, R@k, P@k, Success@k, R_cap@k, binary ones with (rel=n)"
 RESAMPLES = 10_000
@@ -58,27 +62,33 @@ def parse(name: str) -> Measure:
     match = re.fullmatch(r"([A-Za-z_]+)(?:\(rel=([1-9]\d*)\))?(?:@([1-9]\d*))?", name)
     family, rel, cutoff = match.groups() if match else (name, None, None)
     forms = FAMILIES.get(family)
-    if (
-        not match
-        or forms is None
-        or forms[cutoff is not None] is None
-        or (rel and family == "nDCG")
-    ):
+    if not match or forms is None or not (forms or cutoff) or (rel and family == "nDCG"):
         raise UserError(
             f"unknown metric {printable(repr(name))}{_nearest(family, cutoff)}; allowed: {ALLOWED}"
         )
     return Measure(family, int(cutoff) if cutoff else None, int(rel or 1))
 
 
+ALIASES = {  # as trec_eval, BEIR and others call them
+    **{"mrr": "RR", "recip_rank": "RR", "reciprocal_rank": "RR", "map": "AP", "map_cut": "AP"},
+    **{"ndcg_cut": "nDCG", "recall": "R", "precision": "P", "hit": "Success", "hits": "Success"},
+    **{"hit_rate": "Success", "accuracy": "Success", "recall_cap": "R_cap"},
+}
+
+
+DEPTH = re.compile(r"[@_. -]?(?:at|cut)?[@_. -]?(\d+)$")  # at the end of such a name
+
+
 def _nearest(family: str, cutoff: str | None) -> str:
-    aliases = {"mrr": "RR", "map": "AP", "recall": "R", "precision": "P", "hit": "Success"}
-    folded = {name.lower(): name for name in FAMILIES} | aliases
-    stem = re.split(r"[@_.(]?(?:at|cut)?[@_.(]?\d", family.lower().replace("r_cap", "r~cap"))[0]
-    close = difflib.get_close_matches(stem.replace("~", "_"), folded, n=1, cutoff=0.5)
+    folded = {name.lower(): name for name in FAMILIES} | ALIASES
+    stem, depth = DEPTH.sub("", family.lower()), DEPTH.search(family.lower())
+    close = [stem] if stem in folded else difflib.get_close_matches(stem, folded, 1, 0.5)
     if not close:
         return ""
     name = folded[close[0]]
-    return f", nearest {name}@{cutoff or 10}"
+    if depth or FAMILIES[name][0] is None:
+        cutoff = cutoff or (depth[1].lstrip("0") if depth else "") or "10"
+    return f", nearest {name}@{cutoff}" if cutoff else f", nearest {name}"
 
 
 def per_query(qrels: Qrels, run: Run, measures: Sequence[Measure]) -> np.ndarray:
@@ -87,42 +97,60 @@ def per_query(qrels: Qrels, run: Run, measures: Sequence[Measure]) -> np.ndarray
     Returns float64 (len(qrels), len(measures)), rows in the order of `qrels`. A judged query that
     the run doesn't answer, or that has no relevant document, scores 0.
     """
-    values = np.zeros((len(qrels), len(measures)))
-    answered = [(row, query) for row, query in enumerate(qrels) if query in run]
-    for rel in sorted({measure.rel for measure in measures}):
-        columns = [(c, m) for c, m in enumerate(measures) if m.rel == rel]
-        scores = _trec_eval(qrels, run, [measure for _, measure in columns], rel)
-        for row, query in answered:
-            for column, measure in columns:
-                values[row, column] = _value(measure, scores[query])
-    return values
+    judged = Judgements.of_dicts(qrels)
+    hits = ((q, list(scores), np.array([*scores.values()], float)) for q, scores in run.items())
+    rule = Rule(drop=False, before_cut=False, depth=None, listed=False)
+    found = Relevant.joined(b.relevant(rule) for b in blocks(listings_of(hits), judged))
+    return values(found, judged, measures)
 
 
-def _trec_eval(qrels: Qrels, run: Run, measures: Iterable[Measure], rel: int) -> dict:
-    import pytrec_eval
-
-    wanted = {"num_rel"}
-    for measure in measures:
-        plain, cut = FAMILIES[measure.family]
-        deep = measure.cutoff is not None and cut != "recip_rank"
-        wanted.add(f"{cut}.{measure.cutoff}" if deep else plain or "recip_rank")
-    # A grade below 0 counts as 0 in every measure here, but trec_eval's ndcg reads past its table
-    # of gains, and may never return, when a query has no other grade.
-    judged = {q: {d: max(g, 0) for d, g in qrels[q].items()} for q in qrels if q in run}
-    ranked = {query: run[query] for query in judged}
-    return pytrec_eval.RelevanceEvaluator(judged, wanted, relevance_level=rel).evaluate(ranked)
+def values(found: Relevant, judged: Judgements, measures: Sequence[Measure]) -> np.ndarray:
+    """`per_query` of a ranking that holds these relevant documents: float64 (queries, measures)."""
+    table = np.empty((len(judged), len(measures)))
+    for column, measure in enumerate(measures):
+        if measure.binary:
+            relevant = found.grade >= measure.rel
+            table[:, column] = binary(measure, found.query[relevant], found.rank[relevant], judged)
+        else:
+            table[:, column] = gain(measure, found.query, found.rank, found.grade, judged)
+    return table
 
 
-def _value(measure: Measure, scores: Mapping[str, float]) -> float:
-    plain, cut = FAMILIES[measure.family]
-    k = measure.cutoff
+def gain(
+    measure: Measure, query: np.ndarray, rank: np.ndarray, grade: np.ndarray, judged: Judgements
+) -> np.ndarray:
+    """nDCG (queries): the gain of a grade is the grade. One entry for each relevant hit, sorted."""
+    near = rank <= (measure.cutoff or np.inf)
+    found = dcg(query[near], rank[near], grade[near], len(judged))
+    return share(found, judged.ideal(measure.cutoff))
+
+
+def binary(measure: Measure, query: np.ndarray, rank: np.ndarray, judged: Judgements) -> np.ndarray:
+    """A binary measure (queries); one entry for each relevant hit, sorted by query and rank."""
+    k, queries = measure.cutoff, len(judged)
+    if measure.family in ("RR", "AP"):
+        starts = np.searchsorted(query, np.arange(queries))
+        number = np.arange(len(query)) - starts[query] + 1  # of relevant hits so far
+    near = rank <= (k or np.inf)
     if measure.family == "RR":
-        found = scores["recip_rank"]
-        return found if found and (k is None or round(1 / found) <= k) else 0.0
-    if measure.family == "R_cap":  # BEIR's: |relevant in the top k| / min(k, |relevant|)
-        possible = min(k, scores["num_rel"])
-        return round(scores[f"P_{k}"] * k) / possible if possible else 0.0
-    return scores[plain if k is None else f"{cut}_{k}"]
+        near &= number == 1
+        return np.bincount(query[near], 1 / rank[near], minlength=queries)
+    relevant = judged.relevant(measure.rel)
+    if measure.family == "AP":
+        sums = np.bincount(query[near], number[near] / rank[near], minlength=queries)
+        return share(sums, relevant)
+    count = np.bincount(query[near], minlength=queries)
+    if measure.family == "Success":
+        return (count > 0).astype(np.float64)
+    if measure.family == "P":
+        return count / k
+    possible = relevant if measure.family == "R" else np.minimum(relevant, k)
+    return share(count, possible)  # R_cap is BEIR's
+
+
+def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """`part` / `whole`, 0 where `whole` is 0."""
+    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
 
 
 def bootstrap(
@@ -133,17 +161,26 @@ def bootstrap(
     `values` is float64 (queries, measures); returns (2, measures): lower and upper end. The same
     resampled queries serve every column. Memory stays near 40 MB for any number of queries.
     """
-    queries, width = values.shape
+    return bootstraps([values], resamples, seed, level)[0]
+
+
+def bootstraps(
+    tables: Sequence[np.ndarray], resamples: int = RESAMPLES, seed: int = SEED, level: float = 0.95
+) -> list[np.ndarray]:
+    """`bootstrap` of tables with the same number of queries, drawn once for all of them."""
+    queries = len(tables[0])
     if queries == 0:
-        return np.zeros((2, width))
+        return [np.zeros((2, table.shape[1])) for table in tables]
     rng = np.random.default_rng(seed)
-    means = np.empty((resamples, width))
+    means = [np.empty((resamples, table.shape[1])) for table in tables]
     block = max(1, 2_000_000 // queries)
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)
         drawn = rng.integers(0, queries, size=(rows, queries), dtype=np.int32)
         drawn += np.arange(rows, dtype=np.int32)[:, None] * queries
-        counts = np.bincount(drawn.ravel(), minlength=rows * queries).reshape(rows, queries)
-        means[start : start + rows] = counts @ values / queries
+        counts = np.bincount(drawn.ravel(), minlength=rows * queries).astype(np.float64)
+        counts = counts.reshape(rows, queries)
+        for mean, table in zip(means, tables, strict=True):
+            mean[start : start + rows] = counts @ table / queries
     tail = 50 * (1 - level)
-    return np.percentile(means, [tail, 100 - tail], axis=0)
+    return [np.percentile(mean, [tail, 100 - tail], axis=0) for mean in means]

@@ -11,17 +11,20 @@ and `custom_metrics.py` (beir 2.2.0), `FlagEmbedding/abc/evaluation/{searcher,ut
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import islice
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from ..errors import UserError, printable
+from ..search.runs import Listing, listings_of
 from . import metrics
+from .judgements import Judgements
 from .metrics import Measure
+from .ranks import Block, Relevant, Rule, blocks
+from .rounding import Interval
 
 DEFAULT = "trec_eval"
-BLOCK = 256  # queries scored at once: 256 x 1000 hits are some 50 MB of Python objects
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,12 @@ class Protocol:
         """Whether hits with the query's id go; `entry` is what the dataset's own entry says."""
         rule = next(drop for name, drop in self.identical_ids if fnmatchcase(dataset, name))
         return entry if rule is None else rule
+
+    def rules(self, drop: bool, top_k: int | None) -> tuple[Rule, Rule]:
+        """Which hits count: for the families whose ties trec_eval orders, and for `listed`."""
+        depth = self.depth or top_k
+        trec, listed = (Rule(drop, self.before_cut, depth, listed) for listed in (False, True))
+        return trec, listed
 
 
 # Tasks whose class in mteb 2.26.24 sets ignore_identical_ids, and the families it leaves alone.
@@ -152,34 +161,12 @@ def named(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def ranking(
-    query: str, scores: dict[str, float], protocol: Protocol, drop: bool, top_k: int | None = None
-) -> dict[str, float]:
-    """What the protocol scores of `scores`, which come best first: {document id: score}."""
-    own = drop and query in scores
-    keep = protocol.depth or top_k
-    if own and protocol.before_cut and keep is not None:
-        keep += query in islice(scores, keep)
-    if own or (keep is not None and len(scores) > keep):
-        return {
-            doc: score for doc, score in islice(scores.items(), keep) if not own or doc != query
-        }
-    return scores
-
-
-def best_first(scores: dict[str, float]) -> dict[str, float]:
-    """The same hits by score descending, ties in the order given."""
-    values = np.fromiter(scores.values(), np.float64, len(scores))
-    if (values[1:] <= values[:-1]).all():
-        return scores
-    return dict(sorted(scores.items(), key=lambda hit: -hit[1]))
-
-
 @dataclass(frozen=True)
 class Scores:
     """values: float64 (queries, measures); searched, answered: bool (queries); in `queries`' order.
 
     A query may be searched and find nothing: it isn't in the run, and still counts for every tool.
+    low, high: what the values could be if each score moved by the error that was given.
     """
 
     queries: list[str]
@@ -187,13 +174,16 @@ class Scores:
     values: np.ndarray
     searched: np.ndarray
     answered: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
 
-    def kept(self, protocol: Protocol) -> list[np.ndarray]:
+    def kept(self, protocol: Protocol, values: np.ndarray | None = None) -> list[np.ndarray]:
         """For each measure the values that its mean is over."""
+        values = self.values if values is None else values
         return [
-            self.values[self.searched | self.answered, column]
+            values[self.searched | self.answered, column]
             if measure.family in protocol.searched
-            else self.values[:, column]
+            else values[:, column]
             for column, measure in enumerate(self.measures)
         ]
 
@@ -209,45 +199,85 @@ def score(
     top_k: int | None = None,
     searched: Collection[str] = (),
 ) -> dict[str, Scores]:
-    """Score a run under each protocol in `names`, in one pass over it.
+    """`score_listings` of (query id, {document id: score}), as `runs.iter_listed` yields them."""
+    hits = ((q, list(scores), np.array([*scores.values()], float)) for q, scores in run)
+    settings = Settings(tuple(asked), tuple(names), dataset, drop_identical, threshold, top_k)
+    known = pa.array(searched, pa.large_string())
+    return score_listings(listings_of(hits), Judgements.of_dicts(qrels), settings, known)
 
-    `run` yields (query id, {document id: score}), as `runs.iter_listed` does; queries without
-    judgements are passed over, as trec_eval does. `drop_identical` and `threshold` are what the
-    entry of `dataset` says; `top_k` is the depth of a protocol that names none (None: the run's);
-    `searched` are queries that were searched even if the run has no hit for them.
+
+@dataclass(frozen=True)
+class Settings:
+    """What is computed from a run.
+
+    asked, protocols: measures, and names of protocols. drop_identical, threshold: what the entry of
+    `dataset` says. top_k: the depth of a protocol that names none (None: the run's). score_error:
+    how much rounding may have moved each score (None: unknown). documents: of the corpus (None:
+    unknown, more than a query finds).
     """
-    index = {query: row for row, query in enumerate(qrels)}
-    results = {}
-    for name in names:
-        protocol = named(name)
-        measures = list(dict.fromkeys(protocol.measure(m, threshold) for m in asked))
-        values = np.zeros((len(qrels), len(measures)))
-        known = np.array([query in searched for query in qrels], bool)
-        answered = np.zeros(len(qrels), bool)
-        results[name] = Scores(list(qrels), measures, values, known, answered)
-    judged = ((query, best_first(scores)) for query, scores in run if query in index)
-    while block := dict(islice(judged, BLOCK)):
-        rows = [index[query] for query in block]
-        grades = {query: qrels[query] for query in block}
-        for name, result in results.items():
-            protocol = PROTOCOLS[name]
-            drop = protocol.drops(dataset, drop_identical)
-            ranked = {q: ranking(q, hits, protocol, drop, top_k) for q, hits in block.items()}
-            result.values[rows] = _score_block(grades, ranked, result.measures, protocol)
-            result.answered[rows] = True
-    return results
+
+    asked: tuple[Measure, ...]
+    protocols: tuple[str, ...]
+    dataset: str = ""
+    drop_identical: bool = False
+    threshold: int = 1
+    top_k: int | None = None
+    score_error: float | None = None
+    documents: int | None = None
 
 
-def _score_block(
-    qrels: metrics.Qrels, run: metrics.Run, measures: Sequence[Measure], protocol: Protocol
-) -> np.ndarray:
-    """float64 (queries, measures) of one block of queries."""
-    values = np.empty((len(qrels), len(measures)))
-    listed = [c for c, measure in enumerate(measures) if measure.family in protocol.listed]
-    others = [c for c in range(len(measures)) if c not in listed]
-    if others:
-        values[:, others] = metrics.per_query(qrels, run, [measures[c] for c in others])
-    if listed:  # a score for each rank leaves trec_eval no ties to break
-        run = {q: {doc: -rank for rank, doc in enumerate(hits)} for q, hits in run.items()}
-        values[:, listed] = metrics.per_query(qrels, run, [measures[c] for c in listed])
-    return values
+def score_listings(
+    run: Iterable[Listing], judged: Judgements, settings: Settings, searched: pa.Array
+) -> dict[str, Scores]:
+    """Score a run under each protocol, in one pass over it.
+
+    Queries without judgements are passed over, as trec_eval does; `searched` are queries that were
+    searched even if the run has no hit for them.
+    """
+    tables = [_Table(named(name), judged, settings) for name in settings.protocols]
+    answered = np.zeros(len(judged), bool)
+    for block in blocks(run, judged):
+        answered[block.rows[block.rows >= 0]] = True
+        for table in tables:
+            table.add(block)
+    known = np.isin(judged.queries.to_pylist(), searched.to_pylist())
+    queries = judged.queries.to_pylist()
+    return {table.protocol.name: table.scores(queries, known, answered) for table in tables}
+
+
+class _Table:
+    """What one protocol computes, while blocks of the run pass by."""
+
+    def __init__(self, protocol: Protocol, judged: Judgements, settings: Settings):
+        asked = (protocol.measure(m, settings.threshold) for m in settings.asked)
+        self.protocol, self.judged = protocol, judged
+        self.measures = list(dict.fromkeys(asked))
+        drop = protocol.drops(settings.dataset, settings.drop_identical)
+        self.parts = []
+        for rule in protocol.rules(drop, settings.top_k):
+            columns = [
+                column
+                for column, measure in enumerate(self.measures)
+                if (measure.family in protocol.listed) == rule.listed
+            ]
+            if columns:
+                self.parts.append((rule, columns, list[Relevant]()))
+        self.interval = None
+        if settings.score_error is not None:
+            self.interval = Interval(
+                self.measures, rule, judged, settings.score_error, settings.documents
+            )
+
+    def add(self, block: Block) -> None:
+        for rule, _, found in self.parts:
+            found.append(block.relevant(rule))
+        if self.interval:
+            self.interval.add(block)
+
+    def scores(self, queries: list[str], searched: np.ndarray, answered: np.ndarray) -> Scores:
+        values = np.zeros((len(queries), len(self.measures)))
+        for _, columns, found in self.parts:
+            measures = [self.measures[column] for column in columns]
+            values[:, columns] = metrics.values(Relevant.joined(found), self.judged, measures)
+        ends = self.interval.ends(values) if self.interval else (None, None)
+        return Scores(queries, self.measures, values, searched, answered, *ends)

@@ -24,7 +24,8 @@ from ..files import atomic, read_json, remove, write_json, write_record
 from ..models.staged import verify_code
 from ..search import runs
 from . import metrics, protocols, watchdog
-from .scoring import read_qrels, summarise
+from .judgements import Judgements
+from .scoring import summarise
 
 # Our name of a measure: its name in FlagEmbedding's eval_results.json.
 MEASURES = {"nDCG@10": "ndcg_at_10", "RR@10": "mrr_at_10", "R@100": "recall_at_100"}
@@ -208,14 +209,14 @@ def compare(rows: Sequence[Mapping[str, Any]], output: Path) -> list[dict[str, A
 
 def compare_run(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     reference = read_json(row["reference"])
-    scores = protocols.score(
-        runs.iter_listed(row["run"]),
-        read_qrels(row["qrels"]),
-        [metrics.parse(name) for name in MEASURES],
-        [PROTOCOL],
-        row["dataset"],
-        row["ignore_identical_ids"],
-    )[PROTOCOL]
+    settings = protocols.Settings(
+        asked=tuple(metrics.parse(name) for name in MEASURES),
+        protocols=(PROTOCOL,),
+        dataset=row["dataset"],
+        drop_identical=row["ignore_identical_ids"],
+    )
+    judged, run = Judgements.read(Path(row["qrels"])), runs.read_listings(row["run"])
+    scores = protocols.score_listings(run, judged, settings, judged.queries)[PROTOCOL]
     ours = summarise(scores, protocols.PROTOCOLS[PROTOCOL])
     for measure in MEASURES:
         theirs = reference["metrics"][measure]

@@ -1,99 +1,92 @@
-"""From a run file and a prepared dataset to the scores that tables, verdicts and tests read."""
+"""From run files and judgements to the scores that tables, verdicts and tests read."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from ..errors import UserError, printable
 from ..files import read_json, sealed, whole, write_record
-from ..search.runs import iter_listed, read_ids
+from ..search.runs import read_ids, read_listings
 from . import metrics, protocols
-
-PASSED_ON = ("model_id", "model", "revision", "dataset", "split")
-
-
-def read_qrels(dataset: Path | str, split: str) -> dict[str, dict[str, int]]:
-    """Judgements of one split of a prepared dataset, queries in the order of the file."""
-    path = Path(dataset) / split / "qrels.parquet"
-    if not path.exists():
-        raise UserError(f"{path}: no such file; is {printable(split)!r} a split of this dataset?")
-    # Not read_table: that imports pandas.
-    table = pq.ParquetFile(whole(path)).read(["query_id", "doc_id", "relevance"])
-    qrels: dict[str, dict[str, int]] = {}
-    for query, doc, grade in zip(*(column.to_pylist() for column in table.columns), strict=True):
-        qrels.setdefault(query, {})[doc] = grade
-    return qrels
+from .judgements import Judgements
 
 
-def read_queries(dataset: Path | str, split: str) -> set[str]:
-    """Ids of the queries that one split of a prepared dataset has texts for."""
-    return set(read_ids(Path(dataset) / split / "queries.parquet").to_pylist())
+@dataclass(frozen=True)
+class Row:
+    """One run to score.
 
-
-def score_run(
-    run: Path | str,
-    dataset: Path | str,
-    split: str,
-    spec_path: Path | str,
-    output: Path | str,
-    per_query: Path | str,
-    encoded: Iterable[Path | str] = (),
-) -> None:
-    """Write `output` (scores JSON) and `per_query` (TSV of the default protocol).
-
-    `encoded` are sidecars of the embeddings that the run was made from, one of each role: what they
-    say of prompts and lengths joins the facts, as do the dataset's title rule and revision.
-
-    Scores JSON: the spec's model_id, model, revision, dataset, split and facts; queries (judged),
-    answered, relevance_threshold, ignore_identical_ids, default_protocol and
-    protocols: {protocol: {metric: {value, ci_low, ci_high}}}.
+    run: TREC run. qrels, queries: qrels.parquet and queries.parquet of the split. about: what the
+    scores are of: model_id, model, revision, dataset, split. facts: what a published number must
+    share to be comparable. metrics: names, see `metrics.parse`. ignore_identical_ids,
+    relevance_threshold: as the dataset's entry says. top_k: the run's depth as asked for (None: as
+    it is). score_error: how much rounding may have moved each score (None: unknown). documents: of
+    the corpus, if known. output: scores, JSON. per_query: table of the default protocol, TSV.
     """
-    spec = read_json(spec_path)
-    missing = [key for key in (*PASSED_ON, "metrics") if key not in spec]
-    if missing:
-        raise UserError(f"{spec_path}: lacks {', '.join(missing)}")
-    about = read_json(Path(dataset) / "dataset.json")
-    drops = bool(spec.get("ignore_identical_ids", about.get("ignore_identical_ids", False)))
-    threshold = int(spec.get("relevance_threshold", about.get("relevance_threshold", 1)))
-    asked = [metrics.parse(name) for name in spec["metrics"]]
-    shown = spec.get("default_protocol", protocols.DEFAULT)
-    names = list(dict.fromkeys([shown, *spec.get("protocols", [])]))
-    qrels = read_qrels(dataset, split)
-    found = iter_listed(run)
-    rules = spec["dataset"], drops, threshold, spec.get("top_k"), read_queries(dataset, split)
-    scores = protocols.score(found, qrels, asked, names, *rules)
 
-    default = scores[shown]
-    with sealed(per_query) as temporary:
+    run: Path
+    qrels: Path
+    queries: Path
+    about: Mapping[str, str | None]
+    metrics: Sequence[str]
+    output: Path
+    per_query: Path
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    default_protocol: str = protocols.DEFAULT
+    protocols: Sequence[str] = ()
+    ignore_identical_ids: bool = False
+    relevance_threshold: int = 1
+    top_k: int | None = None
+    score_error: float | None = None
+    documents: int | None = None
+
+
+def score_rows(rows: Iterable[Row]) -> None:
+    """Write each row's `output` and `per_query`; what is there is checked instead.
+
+    Scores JSON: what `about` holds, and facts; queries (judged), answered, relevance_threshold,
+    ignore_identical_ids, score_error, default_protocol and protocols:
+    {protocol: {metric: {value, ci_low, ci_high, rounding_low, rounding_high}}}, the last two null
+    where the error is unknown.
+    """
+    for row in rows:
+        if Path(row.output).exists() and Path(row.per_query).exists():
+            read_json(row.output)
+            whole(row.per_query)
+        else:
+            score_row(row)
+
+
+def score_row(row: Row) -> None:
+    judged = Judgements.read(row.qrels)
+    names = tuple(dict.fromkeys([row.default_protocol, *row.protocols]))
+    settings = protocols.Settings(
+        asked=tuple(metrics.parse(name) for name in row.metrics),
+        protocols=names,
+        dataset=row.about["dataset"] or "",
+        drop_identical=row.ignore_identical_ids,
+        threshold=row.relevance_threshold,
+        top_k=row.top_k,
+        score_error=row.score_error,
+        documents=row.documents,
+    )
+    searched = read_ids(row.queries)
+    scores = protocols.score_listings(read_listings(row.run), judged, settings, searched)
+    default = scores[row.default_protocol]
+    with sealed(row.per_query) as temporary:
         temporary.write_text(_per_query_table(default), encoding="utf-8")
-    result = {key: spec[key] for key in PASSED_ON} | {
-        "facts": known_facts(about, encoded) | spec.get("facts", {}),
-        "queries": len(qrels),
+    result = dict(row.about) | {
+        "facts": dict(row.facts),
+        "queries": len(judged),
         "answered": int(default.answered.sum()),
-        "relevance_threshold": threshold,
-        "ignore_identical_ids": drops,
-        "default_protocol": shown,
-        "protocols": {name: summarise(scores[name], protocols.named(name)) for name in names},
+        "relevance_threshold": row.relevance_threshold,
+        "ignore_identical_ids": row.ignore_identical_ids,
+        "score_error": row.score_error,
+        "default_protocol": row.default_protocol,
+        "protocols": summaries(scores),
     }
-    write_record(output, result)
-
-
-def known_facts(about: dict[str, Any], encoded: Iterable[Path | str]) -> dict[str, Any]:
-    """What a published number must share to be comparable, as far as files tell."""
-    source = about.get("source")
-    revision = source.get("revision") if isinstance(source, dict) else None
-    facts: dict[str, Any] = {"title": about.get("title"), "dataset_revision": revision}
-    facts["max_length"] = {}
-    for path in encoded:
-        sidecar = read_json(path)
-        role, settings = sidecar["role"], sidecar["settings"]
-        prompt = settings[f"{role}_prompt"]
-        facts[f"{role}_prompt"] = prompt.replace("{task}", sidecar.get("instruction") or "")
-        facts["max_length"][role] = settings["max_length"][role]
-    return facts
+    write_record(row.output, result)
 
 
 def _per_query_table(scores: protocols.Scores) -> str:
@@ -104,16 +97,46 @@ def _per_query_table(scores: protocols.Scores) -> str:
 
 
 def summarise(scores: protocols.Scores, protocol: protocols.Protocol) -> dict[str, dict[str, Any]]:
-    """{metric: {value, ci_low, ci_high}}, means rounded as the protocol's tool rounds them."""
-    columns = scores.kept(protocol)
-    intervals = np.empty((2, len(columns)))
-    for size in {len(column) for column in columns}:
-        same = [c for c, column in enumerate(columns) if len(column) == size]
-        intervals[:, same] = metrics.bootstrap(np.stack([columns[c] for c in same], axis=1))
-    summary = {}
-    for measure, column, low, high in zip(scores.measures, columns, *intervals, strict=True):
-        mean = float(column.sum() / len(column)) if len(column) else 0.0
-        if protocol.decimals is not None:
-            mean = round(mean, protocol.decimals)
-        summary[str(measure)] = {"value": mean, "ci_low": float(low), "ci_high": float(high)}
-    return summary
+    """`summaries` of one protocol."""
+    return summaries({protocol.name: scores})[protocol.name]
+
+
+def summaries(scores: Mapping[str, protocols.Scores]) -> dict[str, dict[str, dict[str, Any]]]:
+    """{protocol: {metric: {value, ci_low, ci_high, rounding_low, rounding_high}}}.
+
+    Means are rounded as the protocol's tool rounds them, the ends of intervals are not.
+    """
+    tables: dict[int, list[tuple[str, list[int], np.ndarray]]] = {}  # by number of queries
+    for name, found in scores.items():
+        columns = found.kept(protocols.named(name))
+        for size in {len(column) for column in columns}:
+            same = [c for c, column in enumerate(columns) if len(column) == size]
+            table = np.stack([columns[c] for c in same], axis=1)
+            tables.setdefault(size, []).append((name, same, table))
+    intervals = {name: np.empty((2, len(found.measures))) for name, found in scores.items()}
+    for of_size in tables.values():
+        ends = metrics.bootstraps([table for _, _, table in of_size])
+        for (name, same, _), end in zip(of_size, ends, strict=True):
+            intervals[name][:, same] = end
+    return {name: _summary(name, found, intervals[name]) for name, found in scores.items()}
+
+
+def _summary(name: str, scores: protocols.Scores, interval: np.ndarray) -> dict[str, Any]:
+    protocol = protocols.named(name)
+    means = _means(scores.kept(protocol))
+    if protocol.decimals is not None:
+        means = [round(mean, protocol.decimals) for mean in means]
+    ends: list[list[float] | list[None]] = [[None] * len(means)] * 2
+    if scores.low is not None and scores.high is not None:
+        low, high = (_means(scores.kept(protocol, end)) for end in (scores.low, scores.high))
+        ends = [list(map(min, low, means)), list(map(max, high, means))]
+    keys = ("value", "ci_low", "ci_high", "rounding_low", "rounding_high")
+    lines = zip(means, *interval.tolist(), *ends, strict=True)
+    return {
+        str(measure): dict(zip(keys, line, strict=True))
+        for measure, line in zip(scores.measures, lines, strict=True)
+    }
+
+
+def _means(columns: Sequence[np.ndarray]) -> list[float]:
+    return [float(column.sum() / len(column)) if len(column) else 0.0 for column in columns]

@@ -137,7 +137,6 @@ def own(engine: Any, texts: Sequence[str], role: Role) -> "np.ndarray":
     """(n, dimension) of the engine that the workflow uses."""
     import numpy as np
 
-    vectors = np.zeros((len(texts), engine.facts.dimension), np.float32)
-    for part in engine.encode(list(texts), role, "task"):
-        vectors[part.rows] = part.vectors
-    return vectors
+    parts = list(engine.encode(list(texts), role, "task"))
+    order = np.argsort(np.concatenate([part.rows for part in parts]))
+    return np.concatenate([part.vectors for part in parts])[order].astype(np.float32)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 REGISTRY = Path(__file__).resolve().parents[3] / "rules" / "registry"
 Role = Literal["query", "passage"]
-ROLES = {"query": "query", "passage": "document"}  # ours: mteb's
+ROLES: dict[Role, str] = {"query": "query", "passage": "document"}  # ours: mteb's
 PRIORITY = ("custom_prompt", "task_type_prompt", "encode_type_prompt", "default_task_prompt")
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 from ..errors import UserError, printable
 from ..files import atomic, damaged, sha256, write_json, write_record
-
 from ..sources.hub import check_replaceable
 from ..sources.snapshot import check_digests, check_no_pointers, check_whole
 from .architectures import ENCODERS, native_class
@@ -142,6 +141,8 @@ class _TransformerFolder(_Folder):
         refuse_bad_tokenizer(self.base)
         if hidden_size(config) is None:
             raise UserError(f"{self.base}/config.json: states no hidden_size")
+        if config.get("use_bidirectional_attention"):
+            self.layout.beyond.append("use_bidirectional_attention")
         modules = self.steps(config)
         code, cls = choose_code(self.spec, self.base, config, self.facts, self.decisions)
         engine = self.engine(config, bool(code))

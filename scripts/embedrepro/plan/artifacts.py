@@ -15,6 +15,8 @@ from .config import Experiment, Model
 from .keys import key_of
 
 Spec = Mapping[str, Any]
+# A run is the same however it was cut: these steps put together what the others found.
+MERGES = {"merge": "search", "merge_reranked": "rerank"}
 MOST_AT_ONCE = 16  # pieces of a corpus that one process searches by itself
 
 
@@ -55,11 +57,13 @@ class Row:
 @dataclass(frozen=True)
 class Outside:
     """What lies outside the store: by dataset name the digest of its corpus, of what each of its
-    splits is read from, and its size; by path the digest of a table of published numbers."""
+    splits is read from, and its size; by path the digest of all that verdicts are given by, the
+    files of the folder `registry` and tables of the user's own."""
 
     corpora: Mapping[str, str]
     splits: Mapping[str, Mapping[str, str]]
     sizes: Mapping[str, Estimate]
+    registry: str = ""
     published: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -254,7 +258,7 @@ class Catalogue:
         inputs: tuple[str, ...],
     ) -> Artifact:
         """The artifact of a run that is made from `parts` (for its key) and `inputs`."""
-        key = key_of(step, parts, self.experiment.top_k)
+        key = key_of(MERGES.get(step, step), parts, self.experiment.top_k)
         path = self.path("runs", dataset.slug, split, f"{model.slug}-{key}.trec")
         source = self.split(dataset, split)
         common = {

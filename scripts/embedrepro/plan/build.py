@@ -49,12 +49,10 @@ def build_plan(
 ) -> Plan:
     """Compile the plan of `config`; `UserError` for all that can be known to be wrong."""
     rules = repository / "rules"
-    schema = read_yaml(rules / "schemas" / "config.schema.yaml")
-    schema["$defs"]["model"]["properties"] |= schema_properties("user")
     models = read_yaml(rules / "registry" / "models.yaml")["models"]
     datasets = read_registry(rules / "registry" / "datasets.yaml")
     config = absolute_paths(config, Path.cwd())
-    known = {"schema": schema, "models": models, "datasets": datasets}
+    known = {"schema": config_schema(repository), "models": models, "datasets": datasets}
     # Once without digests: a mistake is told before any file is read.
     read_experiment(config, **known, path_digest=str, file_digest=str)
     cache = Path(config["store"]) / "models" / ".cache"
@@ -67,16 +65,24 @@ def build_plan(
         return snapshot.path_digest(source, cache)
 
     experiment = read_experiment(config, **known, path_digest=path_digest, file_digest=file_digest)
-    tables = [*sorted((rules / "registry").glob("published*")), *map(Path, experiment.published)]
+    tables = [*sorted((rules / "registry").iterdir()), *map(Path, experiment.published)]
     outside = Outside(
         corpora={d.name: corpus_of(d, cache) for d in experiment.datasets},
         splits={d.name: splits_of(d, cache) for d in experiment.datasets},
         sizes={d.name: estimate(d, cache) for d in experiment.datasets},
-        published={str(path): file_digest(str(path)) for path in tables},
+        registry=str(rules / "registry"),
+        published={path.name: file_digest(str(path)) for path in tables},
     )
     without = frozenset(json.loads(os.environ.get(WITHOUT, "[]")))
     command = command_line(repository, files, overrides)
     return compile_plan(experiment, outside, command, without)
+
+
+def config_schema(repository: Path) -> Config:
+    """The schema of a config, with the facts that a user may state of a model."""
+    schema: Config = read_yaml(repository / "rules" / "schemas" / "config.schema.yaml")
+    schema["$defs"]["model"]["properties"] |= schema_properties("user")
+    return schema
 
 
 def read_yaml(path: Path) -> Any:

@@ -106,7 +106,8 @@ def report_artifact(
             }
             for d in experiment.datasets
         },
-        "published": list(published),
+        "registry": catalogue.outside.registry,
+        "published": list(experiment.published),
         "parity": parity.path if parity else None,
     }
     counted = {k: spec[k] for k in ("experiment", "metrics", "models", "datasets")}

@@ -1,8 +1,12 @@
 """From an artifact of the plan to what the library takes for it: a dataclass a step."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ..encode.job import Piece
+from ..evaluation import scoring
+from ..files import read_json
 from ..search import job as search
 from .artifacts import Artifact
 
@@ -59,3 +63,36 @@ def merge_row(artifact: Artifact) -> search.MergeRow:
         output=Path(artifact.path),
         spare_identical_ids=True,
     )
+
+
+def score_row(artifact: Artifact) -> scoring.Row:
+    spec = artifact.spec
+    return scoring.Row(
+        run=Path(spec["run"]),
+        qrels=Path(spec["qrels"]),
+        queries=Path(spec["queries"]),
+        about={k: spec[k] for k in ("model_id", "model", "revision", "dataset", "split")},
+        metrics=spec["metrics"],
+        output=Path(artifact.path),
+        per_query=Path(spec["per_query"]),
+        facts={**spec["facts"], **encoded_facts(spec["encoded"])},
+        default_protocol=spec["default_protocol"],
+        protocols=spec["protocols"],
+        ignore_identical_ids=spec["ignore_identical_ids"],
+        relevance_threshold=spec["relevance_threshold"],
+        top_k=spec["top_k"],
+    )
+
+
+def encoded_facts(sidecars: Iterable[str]) -> dict[str, Any]:
+    """What vectors' sidecars say that a published number must share to be comparable."""
+    facts: dict[str, Any] = {"max_length": {}} if sidecars else {}
+    for path in sidecars:
+        sidecar = read_json(path)
+        role, settings = sidecar["role"], sidecar["settings"]
+        facts[f"{role}_prompt"] = sidecar["prompt"]
+        facts["max_length"][role] = settings["max_length"][role]
+        facts["dimensions"] = settings.get("dimensions")
+        if role == "passage":
+            facts["dtype"] = sidecar["compute_dtype"]
+    return facts

@@ -259,9 +259,8 @@ def columns(entries: list[dict[str, str]]) -> list[Column]:
     ]
 
 
-def read_tsv(path: Path | str) -> list[dict[str, str]]:
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+def read_tsv(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def read_vectors(row: dict[str, str]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def read_differences(report: Report, column: Column) -> Differences:
         key = column.key(model.slug)
         if key in report.per_query and key in report.runs:
             metric = report.metric_name(key, report.main_metric)
-            rows = read_tsv(whole(report.per_query[key]))
+            rows = read_tsv(whole(report.per_query[key]).read_text(encoding="utf-8"))
             values = {r["query_id"]: float(r["value"]) for r in rows if r["metric"] == metric}
             models.append(index)
             tables.append(values)

@@ -5,15 +5,13 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
 from ..evaluation import published, significance, verdicts
 from ..files import atomic, json_text, read_json, remove, write_record
-from .collect import Report, collect
+from .collect import Report, collect, read_tsv
 from .html import html
 from .latex import latex
 from .markdown import markdown
@@ -33,12 +31,17 @@ def write_report(spec: Mapping[str, Any], folder: Path) -> Report:
     spec = dict(spec) | made_by()
     rows = [row for row in spec["rows"] if Path(row["scores"]).exists()]
     scored = [read_json(row["scores"]) for row in rows]
-    table = published.load([Path(path) for path in spec["published"]], scored)
+    table = published.load(
+        Path(spec["registry"]),
+        [Path(path) for path in spec["published"]],
+        {scores["model_id"] for scores in scored},
+        {scores["dataset"] for scores in scored},
+    )
     judged = [verdict for scores in scored for verdict in verdicts.compare(scores, table)]
     texts = {"verdicts.tsv": verdicts.table(judged)}
     compared = significance.compare_rows(rows)
     texts["comparisons.json"] = json_text(compared)
-    report = collect(spec, verdicts.as_text(judged), compared)
+    report = collect(spec, read_tsv(texts["verdicts.tsv"]), compared)
     texts |= {
         "report.html": html(report),
         "report.md": markdown(report),
@@ -118,6 +121,3 @@ def place(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # another file system
         shutil.copyfile(source, target)
-
-
-__all__ = ["UserError", "asdict", "show", "write_report"]
