@@ -225,7 +225,7 @@ class OwnModel(BertModel):
 
 
 def bert_with_code(folder: Path, seed: int = 0) -> Path:
-    """A BERT with code of its own beside the class that transformers has: every state is 0.5 more."""
+    """A BERT with code of its own where transformers has the class: every state is 0.5 more."""
     bert(folder, seed)
     (folder / "modeling_own.py").write_text(OWN_CODE, encoding="utf-8")
     config = json.loads((folder / "config.json").read_text())

@@ -77,6 +77,7 @@ class Row:
 STATED = {"pooling": "last_token", "normalize": True, "query_prompt": "", "passage_prompt": ""}
 CAUSAL = STATED | {"attention": "causal", "end_token": "</s>"}
 LAST = {"pooling": "last_token", "end_token": "</s>", "attention": "causal"}
+ASK = {"query_prompt": "Ask: ", "passage_prompt": ""}
 ROWS = {
     "default": Row("bert", {}, "models[].id:string models[].source.path:string", same=True),
     "cls": Row("bert", {"pooling": "cls"}, "models[].pooling=cls", {"pooling": "cls"}),
@@ -91,8 +92,7 @@ ROWS = {
                   "models[].end_token:null", {"pooling": "mean", "end_token": None}),
     "left": Row("qwen", CAUSAL | {"padding_side": "left"}, "models[].padding_side=left", LAST),
     "right": Row("qwen", CAUSAL | {"padding_side": "right"}, "models[].padding_side=right", LAST),
-    "ask": Row("bert", {"query_prompt": "Ask: ", "passage_prompt": ""},
-               "models[].query_prompt:string", query={"prompt": "Ask: "}),
+    "ask": Row("bert", ASK, "models[].query_prompt:string", query={"prompt": "Ask: "}),
     "say": Row("bert", {"query_prompt": "", "passage_prompt": "Say: "},
                "models[].passage_prompt:string", passage={"prompt": "Say: "}),
     "short": Row("bert", {"max_length": 12}, "models[].max_length:integer", {"max_length": 12}),
@@ -123,9 +123,9 @@ ROWS = {
     "root": Row("bert", {"pooling": "mean_sqrt_len_tokens", "normalize": False},
                 "models[].pooling=mean_sqrt_len_tokens",
                 {"pooling": "mean_sqrt_len_tokens", "normalize": False}),
-    "prompt-in": Row("bert", {"query_prompt": "Ask: ", "passage_prompt": "", "include_prompt": True},
+    "prompt-in": Row("bert", ASK | {"include_prompt": True},
                      "models[].include_prompt=true", query={"prompt": "Ask: "}),
-    "prompt-out": Row("bert", {"query_prompt": "Ask: ", "passage_prompt": "", "include_prompt": False},
+    "prompt-out": Row("bert", ASK | {"include_prompt": False},
                       "models[].include_prompt=false",
                       query={"prompt": "Ask: ", "without_prompt": True}),
     "asks-by-task": Row("bert", {"query_prompt": {"default": "Ask: ", "mine": "Find: "},
