@@ -19,6 +19,7 @@ def main() -> None:
         score_row(tasks.score_row(artifact))
 
     task.each(task.missing(), make)
+    print(f"score: {task.label}, {len(task.artifacts)} rows")
     task.finish()
 
 

@@ -77,6 +77,12 @@ class Report:
     per_query: dict[Key, Path]
 
     @property
+    def holes(self) -> list[dict[str, str]]:
+        """Rows that couldn't be made: model, dataset and split, and the reason."""
+        found: list[dict[str, str]] = self.spec.get("holes", [])
+        return found
+
+    @property
     def main_metric(self) -> str:
         return self.metrics[0]
 
@@ -216,7 +222,7 @@ def collect(
         comparisons=comparisons,
         stages={slug: stage for slug, stage in read_stages(spec)},
         embeddings=[read_vectors(row) for row in spec["vectors"] if Path(row["sidecar"]).exists()],
-        datasets={slug: read_json(path) for slug, path in corpora.items()},
+        datasets={slug: read_dataset(spec, slug, path) for slug, path in corpora.items()},
         texts={slug: path.with_name("corpus.parquet") for slug, path in corpora.items()},
         parity=read_json(spec["parity"]) if spec.get("parity") else [],
         runs={key: Path(row["run"]) for key, row in keyed.items()},
@@ -231,6 +237,17 @@ def read_stages(spec: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         if Path(path).exists():
             findings = read_json(proof)["findings"] if proof.exists() else []
             yield slug, read_json(path) | {"preflight": findings}
+
+
+def read_dataset(spec: dict[str, Any], slug: str, corpus: Path) -> dict[str, Any]:
+    """What preparing recorded of a corpus and of those of its splits that are there."""
+    records = {
+        split: Path(files["queries"]).with_name("split.json")
+        for split, files in spec["splits"][slug].items()
+    }
+    splits = {split: read_json(path) for split, path in records.items() if path.exists()}
+    key = corpus.parent.name.rpartition("-")[2]
+    return read_json(corpus) | {"key": key, "splits": splits}
 
 
 def models(entries: list[dict[str, str]]) -> list[Model]:

@@ -6,7 +6,7 @@ from .collect import VERDICTS, Report, Score
 from .cost import costs
 from .text import decimals, number, one_line, quantity, web_address
 
-SIGNS = dict(zip(VERDICTS, ("✓", "▲", "▼", "○"), strict=True))
+SIGNS = dict(zip(VERDICTS, ("✓", "≈", "▲", "▼", "○"), strict=True))
 
 
 def markdown(report: Report) -> str:
@@ -30,10 +30,11 @@ def headline(report: Report) -> str:
     comparable = sum(counts.values()) - counts["not comparable"]
     if not sum(counts.values()):
         return "no published numbers to compare with"
-    rest = [f"{n} {name}" for name, n in counts.items() if n and name != "reproduced"]
-    return ", ".join(
-        [f"{counts['reproduced']} of {comparable} published numbers reproduced", *rest]
-    )
+    within = counts["reproduced within rounding"]
+    good = counts["reproduced"] + within
+    rest = [f"{n} {name}" for name, n in counts.items() if n and not name.startswith("reproduced")]
+    some = [f"{within} of them within rounding"] if within else []
+    return ", ".join([f"{good} of {comparable} published numbers reproduced", *some, *rest])
 
 
 def section(title: str, body: str) -> list[str]:
@@ -110,7 +111,7 @@ def hole_list(report: Report) -> str:
     return "\n".join(
         f"- {escape(row['model'])} on {escape(row['dataset'])} {escape(row['split'])}: "
         f"{escape(row['reason'])}"
-        for row in report.spec.get("holes", [])
+        for row in report.holes
     )
 
 

@@ -30,7 +30,7 @@ def summary(report: Report) -> str:
     else:
         lines += [*scores(report), ""]
     lines.append(f"{headline(report)}.")
-    lines += [f"not made: {hole(row)}" for row in report.spec.get("holes", [])]
+    lines += [f"not made: {hole(row)}" for row in report.holes]
     return "\n".join(lines) + "\n"
 
 
