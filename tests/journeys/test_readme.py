@@ -173,11 +173,6 @@ def test_every_shown_config_runs(place, name):
     assert len({row["model"] for row in rows}) == len(config["models"])
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT):
-        assert (REPOSITORY / target).exists(), target
-
-
 def test_the_clone_is_what_git_has(place):
     clone, _, _ = place
     status = ["git", "status", "--porcelain", "--untracked-files=no"]
