@@ -20,7 +20,7 @@ REPOSITORY = Path(os.environ.get("JOURNEYS_REPOSITORY", HERE.parents[1]))
 HOOKS = HERE / "hooks"  # a sitecustomize that writes down each process and serves ir_datasets
 # Scripts that compute vectors, runs or scores of them; none may start for an edit without effect.
 COMPUTING = re.compile(r"encode|search|preflight|bm25|fuse|rerank|merge|run_reference")
-SECONDS = 600
+SECONDS = 1800
 
 
 @dataclass
