@@ -5,6 +5,7 @@ from pathlib import Path
 
 from snakemake.common.configfile import load_configfile
 from snakemake.logging import logger
+from snakemake.settings.types import SharedFSUsage
 from snakemake.utils import update_config
 
 REPOSITORY = Path(workflow.current_basedir).parent
@@ -49,21 +50,21 @@ PLAN_FILE = (
 )
 
 
+# Without a file system that all jobs share, files are carried: then each has to be named.
+CARRIED = SharedFSUsage.INPUT_OUTPUT not in workflow.storage_settings.shared_fs_usage
+
+
 def jobs(rule):
     return [job for job in PLAN.jobs if job.rule == rule]
 
 
-def absent(paths):
-    """The inputs that are still to be made. A path holds its key, so what is there is right: it is
-    no input, and neither its age nor another workflow's copy of it starts anything."""
-    return [path for path in paths if not Path(path).exists()]
+def inputs(job):
+    return PLAN.awaited(job, CARRIED)
 
 
 def products(job):
-    """A job's files that aren't there yet. update(): Snakemake would delete what another workflow
-    on the same store makes meanwhile, and that one reads."""
-    outputs = (f for path in job.artifacts for f in PLAN.artifacts[path].outputs)
-    return [update(f) for f in absent(outputs)]
+    """update(): Snakemake would delete what another workflow on the same store makes meanwhile."""
+    return [update(f) for f in PLAN.wanted(job, CARRIED)]
 
 
 def command(script, job):

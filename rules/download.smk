@@ -7,7 +7,7 @@ for job in jobs("download"):
         name:
             job.name
         input:
-            absent(job.inputs),
+            inputs(job),
         output:
             products(job),
         log:
@@ -29,7 +29,7 @@ for job in jobs("stage"):
         name:
             job.name
         input:
-            absent(job.inputs),
+            inputs(job),
         output:
             products(job),
         log:

@@ -7,7 +7,7 @@ for job in jobs("preflight"):
         name:
             job.name
         input:
-            absent(job.inputs),
+            inputs(job),
         output:
             products(job),
         log:
@@ -29,7 +29,7 @@ for job in jobs("encode"):
         name:
             job.name
         input:
-            absent(job.inputs),
+            inputs(job),
         output:
             products(job),
         log:

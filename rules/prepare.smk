@@ -6,7 +6,7 @@ for job in jobs("prepare"):
         name:
             job.name
         input:
-            absent(job.inputs),
+            inputs(job),
         output:
             products(job),
         log:
@@ -25,9 +25,5 @@ for job in jobs("prepare"):
 rule fetch:
     # All that needs a network, on a machine that has one: for clusters whose nodes have none.
     input:
-        absent(
-            a.path
-            for a in PLAN.artifacts.values()
-            if a.step in ("download", "corpus", "split")
-        ),
+        PLAN.of_rules("download", "prepare"),
     localrule: True

@@ -7,7 +7,7 @@ for job in jobs("reference"):
         name:
             job.name
         input:
-            absent(job.inputs),
+            inputs(job),
         output:
             products(job),
         log:
@@ -29,7 +29,7 @@ for job in jobs("parity"):
         name:
             job.name
         input:
-            absent(job.inputs),
+            inputs(job),
         output:
             products(job),
         log:
@@ -45,9 +45,31 @@ for job in jobs("parity"):
             "{params.command} 2>&1 | tee {log:q}"
 
 
+for job in jobs("report_with_reference"):
+
+    rule:
+        name:
+            job.name
+        input:
+            inputs(job),
+        output:
+            products(job),
+        log:
+            log_of(job),
+        conda:
+            "../envs/data.yaml"
+        threads: job.threads
+        params:
+            command=command("make_report", job),
+        resources:
+            **asked(job),
+        shell:
+            "{params.command} 2>&1 | tee {log:q}"
+
+
 rule reference:
     input:
-        absent([PLAN.report_with_reference]),
+        PLAN.of_rules("reference", "parity", "report_with_reference"),
     localrule: True
     shell:
         show("--reference")

@@ -7,7 +7,7 @@ for job in jobs("report"):
         name:
             job.name
         input:
-            absent(job.inputs),
+            inputs(job),
         output:
             products(job),
         log:
@@ -33,7 +33,7 @@ rule plan:
 rule reproduce:
     # Fails where a published number that can be compared was not reproduced.
     input:
-        absent([PLAN.report]),
+        PLAN.of_rules("report"),
     localrule: True
     shell:
         show("--require")

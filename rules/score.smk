@@ -6,7 +6,7 @@ for job in jobs("score"):
         name:
             job.name
         input:
-            absent(job.inputs),
+            inputs(job),
         output:
             products(job),
         log:
@@ -24,5 +24,5 @@ for job in jobs("score"):
 
 rule scores:
     input:
-        absent(a.path for a in PLAN.artifacts.values() if a.step == "score"),
+        PLAN.of_rules("score"),
     localrule: True

@@ -6,7 +6,7 @@ for job in jobs("search"):
         name:
             job.name
         input:
-            absent(job.inputs),
+            inputs(job),
         output:
             products(job),
         log:
@@ -28,7 +28,7 @@ for job in jobs("merge"):
         name:
             job.name
         input:
-            absent(job.inputs),
+            inputs(job),
         output:
             products(job),
         log:
@@ -50,7 +50,7 @@ for job in jobs("bm25"):
         name:
             job.name
         input:
-            absent(job.inputs),
+            inputs(job),
         output:
             products(job),
         log:
@@ -72,7 +72,7 @@ for job in jobs("fuse"):
         name:
             job.name
         input:
-            absent(job.inputs),
+            inputs(job),
         output:
             products(job),
         log:
@@ -94,7 +94,7 @@ for job in jobs("run"):
         name:
             job.name
         input:
-            absent(job.inputs),
+            inputs(job),
         output:
             products(job),
         log:
@@ -116,7 +116,7 @@ for job in jobs("rerank"):
         name:
             job.name
         input:
-            absent(job.inputs),
+            inputs(job),
         output:
             products(job),
         log:

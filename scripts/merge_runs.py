@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is told not to
 
 from embedrepro.errors import run_cli
+from embedrepro.plan.artifacts import spread
 from embedrepro.plan.command_line import read_job
 
 
@@ -22,7 +23,7 @@ def main() -> None:
 
         for artifact in reranked:
             spec = artifact.spec
-            write_run(artifact.path, merge_reranked(spec["scores"]), spec["tag"])
+            write_run(artifact.path, merge_reranked(spread(spec["scores"])), spec["tag"])
     task.finish()
 
 

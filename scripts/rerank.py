@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is told not to
 
 from embedrepro.errors import run_cli
-from embedrepro.plan.artifacts import Artifact
+from embedrepro.plan.artifacts import Artifact, spread
 from embedrepro.plan.command_line import read_job
 
 
@@ -38,7 +38,7 @@ def main() -> None:
         from embedrepro.search.runs import write_run
 
         spec = artifact.spec
-        write_run(artifact.path, merge_reranked(spec["scores"]), spec["tag"])
+        write_run(artifact.path, merge_reranked(spread(spec["scores"])), spec["tag"])
 
     task.each(task.missing("rerank"), score)
     task.each(task.missing("merge_reranked"), merge)

@@ -37,6 +37,12 @@ MODELS = [
     "WhereIsAI/UAE-Large-V1",
     "jinaai/jina-embeddings-v3",
     "ReasonIR/ReasonIR-8B",
+    "ai-forever/FRIDA",
+    "nicher92/saga-embed_v1",
+    "tencent/KaLM-Embedding-Gemma3-12B-2511",
+    "codefuse-ai/C2LLM-7B",
+    "infgrad/Jasper-Token-Compression-600M",
+    "BMRetriever/BMRetriever-410M",
 ]
 TEXT = "what is put before this?"
 ROLES = {"query": "query", "passage": "document"}

@@ -18,7 +18,8 @@ from embedrepro.datasets.registry import (
 from embedrepro.datasets.spec import CORPUS, SPLIT
 from embedrepro.errors import UserError
 from embedrepro.evaluation.protocols import PROTOCOLS
-from embedrepro.experiment import Experiment
+from embedrepro.models.facts_table import schema_properties
+from embedrepro.plan.config import read_experiment
 from embedrepro.schema import validate
 from jsonschema import Draft202012Validator
 
@@ -360,17 +361,22 @@ def test_ir_datasets_ids_exist():
 
 @pytest.mark.parametrize("name", MINE)
 def test_experiments_are_valid(name):
-    config = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
-    config |= yaml.safe_load((REPOSITORY / "experiments" / f"{name}.yaml").read_text())
+    config = yaml.safe_load((REPOSITORY / "experiments" / f"{name}.yaml").read_text())
     models = yaml.safe_load((REPOSITORY / "rules" / "registry" / "models.yaml").read_text())
-    models = models.get("models", models)
-    experiment = Experiment(
-        config, schema("config.schema.yaml"), models, KNOWN, expand, lambda folder: "0"
-    )
+    given = {model["id"]: model for model in config["models"]}
+    closed = schema("config.schema.yaml")
+    closed["$defs"]["model"]["properties"] |= schema_properties("user")
+    experiment = read_experiment(config, closed, models["models"], KNOWN, str, str)
     assert experiment.name == name
-    for model in config["models"]:
+    for dataset in experiment.datasets:
+        assert (
+            dataset.documents
+            and dataset.characters
+            and dataset.mteb.keys() == dataset.splits.keys()
+        )
+    for id_, model in given.items():
         if "bm25" not in model:
-            assert model["revision"] == models[model["id"]]["revision"]
+            assert model["revision"] == models["models"][id_]["revision"]
 
 
 def test_the_experiment_of_issue_1409():

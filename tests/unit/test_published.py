@@ -223,7 +223,7 @@ LINE = "a/b\tbeir/scifact\ttest\tnDCG@10\t0.65\tmteb\tour paper\n"
         (HEADER + LINE.replace("0.65", "x"), "2: value is 'x'"),
         (HEADER + LINE.replace("test", ""), "2: split is empty"),
         (HEADER + LINE.replace("mteb", "trec"), "2: unknown protocol 'trec'; it may be trec_eval"),
-        (HEADER + LINE.replace("nDCG", "NDGC"), "2: "),
+        (HEADER + LINE.replace("nDCG", "zzz"), "2: unknown metric"),
         (HEADER[:-1] + "\tqueries\n" + LINE[:-1] + "\t3e2\n", "2: queries is '3e2'; a whole"),
         (HEADER[:-1] + "\ttitle\n" + LINE[:-1] + "\tyes\n", "2: title is 'yes'; it may be join"),
         (HEADER[:-1] + "\tquery_prompt\n" + LINE[:-1] + "\tquery: \n", "write it as JSON text"),

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import yaml
 from embedrepro.errors import UserError
+from embedrepro.models.facts_table import schema_properties
 from embedrepro.schema import validate
 
 SCHEMA = yaml.safe_load(
     (Path(__file__).parents[2] / "rules" / "schemas" / "config.schema.yaml").read_text()
 )
+SCHEMA["$defs"]["model"]["properties"] |= schema_properties("user")
 WHOLE = {"experiment": "x", "models": [{"id": "a"}], "datasets": ["beir/scifact"]}
 
 

@@ -9,18 +9,22 @@ left out, as every evaluation tool does.
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from ..errors import UserError, printable
 from ..files import atomic, digest, read_json, remove, write_record
 from ..schema import validate
 from . import spec as specs
-from .folder import FOLDERS
+from .columns import Unusual, read_passages
+from .folder import FOLDERS, Folder
 from .local import corpus_identity, local_kind, source_kind, split_identity
 from .reading import absent_ids
 from .records import Flaws, Judgement, Source, passage
@@ -264,6 +268,9 @@ def write_passages(
     source: Source, path: Path, mode: str, missing: set[str], flaws: Flaws
 ) -> tuple[int, int]:
     """Write the rows of corpus.parquet; returns their number and that of their characters."""
+    if isinstance(source, Folder):
+        with suppress(Unusual):
+            return copy_passages(source, path, mode, missing)
     ids, total = Ids(), 0
     where = partial(source.where, "corpus", "")
     with table(path, CORPUS, where) as rows:
@@ -278,6 +285,28 @@ def write_passages(
     if not ids:
         raise UserError(f"{where(1)}: no passages")
     ids.check(source.corpus, where)
+    return len(ids), total
+
+
+def copy_passages(source: Folder, path: Path, mode: str, missing: set[str]) -> tuple[int, int]:
+    """`write_passages` in columns; raises `Unusual` for what is to be read line by line."""
+    ids, total, left = Ids(), 0, set(missing)
+    with (
+        table(path, CORPUS, partial(source.where, "corpus", "")) as rows,
+        tqdm(desc="corpus", unit=" passages", **BAR) as bar,
+    ):
+        for batch in read_passages(source.file("corpus"), source.id_field, mode):
+            lengths = (pc.utf8_length(batch.column(name)).to_numpy() for name in ("title", "text"))
+            rows.extend(batch, np.add(*lengths))
+            known = batch.column("id").to_pylist()
+            ids.extend(known)
+            left.difference_update(known)
+            total += pc.sum(batch.column("chars")).as_py() or 0
+            bar.update(len(batch))
+    if not ids:
+        raise Unusual
+    ids.check(source.corpus, partial(source.where, "corpus", ""))
+    missing.intersection_update(left)
     return len(ids), total
 
 

@@ -32,6 +32,7 @@ class Table:
         self.rows: list[tuple[Any, ...]] = []
         self.lines = array("q")
         self.chars = 0
+        self.parts: list[pa.Table] = []  # of the row group that `extend` fills
 
     def add(self, line: int, row: tuple[Any, ...], chars: int = 0) -> None:
         """Append `row`, which stood on `line` of its source and holds `chars` characters."""
@@ -41,7 +42,23 @@ class Table:
         if len(self.rows) == GROUP_ROWS or self.chars >= GROUP_CHARS:
             self.flush()
 
+    def extend(self, batch: pa.RecordBatch, chars: np.ndarray) -> None:
+        """Append the rows of `batch`, each with its number of characters; `add`'s row groups."""
+        start, held = 0, sum(map(len, self.parts))
+        while start < len(batch):
+            ends = self.chars + np.cumsum(chars[start : start + GROUP_ROWS - held])
+            taken = min(len(ends), int(np.searchsorted(ends, GROUP_CHARS)) + 1)
+            self.parts.append(pa.Table.from_batches([batch.slice(start, taken)]))
+            start, held, self.chars = start + taken, held + taken, int(ends[taken - 1])
+            if held == GROUP_ROWS or self.chars >= GROUP_CHARS:
+                self.flush()
+                held = 0
+
     def flush(self) -> None:
+        if self.parts:
+            self.writer.write_table(pa.concat_tables(self.parts).combine_chunks())
+            self.parts, self.chars = [], 0
+            return
         columns = list(zip(*self.rows, strict=True)) or [()] * len(self.schema)
         try:
             arrays = [pa.array(c, f.type) for c, f in zip(columns, self.schema, strict=True)]
@@ -121,6 +138,9 @@ class Ids:
 
     def add(self, id_: str) -> None:
         self.hashes.append(hash(id_))
+
+    def extend(self, ids: list[str]) -> None:
+        self.hashes.extend(map(hash, ids))
 
     def check(self, again: Callable[[], Iterable[Text]], where: Callable[[int], str]) -> None:
         """Raise `UserError` if an id came twice.

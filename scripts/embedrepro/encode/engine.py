@@ -86,6 +86,9 @@ class Kind:
 _BASE = ("torch", "transformers", "tokenizers")
 ENGINES = {
     "packed": Kind(".packed", "PackedEngine", _BASE),
+    "sentence_transformers": Kind(
+        ".sentence_transformers", "SentenceTransformersEngine", (*_BASE, "sentence-transformers")
+    ),
     "flagembedding": Kind(".flag", "FlagEngine", (*_BASE, "FlagEmbedding")),
 }
 

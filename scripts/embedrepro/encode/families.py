@@ -56,6 +56,8 @@ PACKED_MODEL_TYPES: dict[str, Family] = {
     "gemma2": Family(layout="padded", decoder=True),  # soft-capped attention scores
 }
 
-# What the packed engine does after the transformer.
-PACKED_MODULES = ("Pooling", "Dense", "LayerNorm", "Normalize")
+# What the packed engine does after the transformer; staging sends all else to
+# sentence-transformers. Whether it can leave a prompt's tokens out of the pooling.
+PACKED_MODULES = ("Pooling", "Normalize")
 PACKED_POOLINGS = ("mean", "cls", "last_token")
+PACKED_LEAVES_PROMPT_OUT = False

@@ -86,7 +86,7 @@ def _nearest(family: str, cutoff: str | None) -> str:
     if not close:
         return ""
     name = folded[close[0]]
-    if depth or FAMILIES[name][0] is None:
+    if depth or not FAMILIES[name]:
         cutoff = cutoff or (depth[1].lstrip("0") if depth else "") or "10"
     return f", nearest {name}@{cutoff}" if cutoff else f", nearest {name}"
 
@@ -171,16 +171,18 @@ def bootstraps(
     queries = len(tables[0])
     if queries == 0:
         return [np.zeros((2, table.shape[1])) for table in tables]
+    different = {table.tobytes(): table for table in tables}  # protocols often agree
+    means = {key: np.empty((resamples, table.shape[1])) for key, table in different.items()}
     rng = np.random.default_rng(seed)
-    means = [np.empty((resamples, table.shape[1])) for table in tables]
     block = max(1, 2_000_000 // queries)
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)
         drawn = rng.integers(0, queries, size=(rows, queries), dtype=np.int32)
-        drawn += np.arange(rows, dtype=np.int32)[:, None] * queries
-        counts = np.bincount(drawn.ravel(), minlength=rows * queries).astype(np.float64)
-        counts = counts.reshape(rows, queries)
-        for mean, table in zip(means, tables, strict=True):
-            mean[start : start + rows] = counts @ table / queries
+        counts = np.empty(drawn.shape)
+        for row, of_row in zip(counts, drawn, strict=True):
+            row[:] = np.bincount(of_row, minlength=queries)
+        for key, table in different.items():
+            means[key][start : start + rows] = counts @ table / queries
     tail = 50 * (1 - level)
-    return [np.percentile(mean, [tail, 100 - tail], axis=0) for mean in means]
+    ends = {key: np.percentile(mean, [tail, 100 - tail], axis=0) for key, mean in means.items()}
+    return [ends[table.tobytes()] for table in tables]

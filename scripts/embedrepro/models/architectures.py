@@ -84,3 +84,35 @@ def flagembedding_mapping() -> dict[str, dict[str, str]]:
                 "format": text.value if text is not None else "{}{}",
             }
     return table
+
+
+@cache
+def native_head(model_type: str, task: str) -> str | None:
+    """The class that transformers' auto class `task` picks for a `model_type`, or None."""
+    tables = _tables(_package("transformers") / AUTO / "modeling_auto.py")
+    table = {
+        "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+        "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    }[task]
+    return tables[table].get(model_type)
+
+
+RERANKER_CLASSES = {
+    "FlagReranker": "encoder-only-base",
+    "FlagLLMReranker": "decoder-only-base",
+    "LayerWiseFlagLLMReranker": "decoder-only-layerwise",
+    "LightWeightFlagLLMReranker": "decoder-only-lightweight",
+}
+
+
+@cache
+def flagembedding_rerankers() -> dict[str, str]:
+    """FlagEmbedding's table of rerankers: basename -> how it scores, in FlagEmbedding's words."""
+    path = _package("FlagEmbedding") / "inference" / "reranker" / "model_mapping.py"
+    table = {}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Tuple) and len(node.elts) == 2:
+            name, call = node.elts
+            if isinstance(name, ast.Constant) and isinstance(call, ast.Call):
+                table[name.value] = RERANKER_CLASSES[call.args[0].id]
+    return table

@@ -7,7 +7,7 @@ both sides run the first layers only.
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +118,7 @@ def peer(model: Any, record: dict[str, Any], texts: Sequence[str], role: Role) -
     import numpy as np
 
     encode = model.encode_query if role == "query" else model.encode_document
-    if getattr(model, "max_seq_length", None) is not None:
+    with suppress(AttributeError):  # a static model has no length to set
         model.max_seq_length = record["max_length"][role]
     prompt = prompt_for(record[f"{role}_prompt"]) or ""
     options = {"prompt": prompt.replace("{task}", "task"), "show_progress_bar": False}

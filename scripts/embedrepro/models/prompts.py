@@ -102,7 +102,7 @@ def _instructed(entry: Mapping[str, Any], task: str, about: Mapping[str, Any], r
     text = _instruction(entry, task, about, ROLES[role])
     if "template" not in entry:
         return text
-    filled, empty = entry["template"][role]
+    filled, empty = map(str, entry["template"][role])
     return filled.replace("{instruction}", text) if text else empty
 
 

@@ -439,17 +439,19 @@ def choose_engine(
     custom: bool,
 ) -> tuple[str, str]:
     """(engine, reason): packed where it can, else the library that runs such a model."""
-    from ..encode.families import PACKED_MODEL_TYPES, PACKED_MODULES, PACKED_POOLINGS
+    from ..encode import families as packed
 
     kind = config["model_type"]
     steps = [row["type"] for row in layout.modules]
-    other = [name for name in steps if name not in PACKED_MODULES]
+    other = [name for name in steps if name not in packed.PACKED_MODULES]
     obstacles = {
         "custom code": custom,
-        f"packed does not take {kind}": kind not in PACKED_MODEL_TYPES,
+        f"packed does not take {kind}": kind not in packed.PACKED_MODEL_TYPES,
         "quantized weights": bool(config.get("quantization_config")),
-        f"pooling {facts['pooling']}": facts["pooling"] not in PACKED_POOLINGS,
+        f"pooling {facts['pooling']}": facts["pooling"] not in packed.PACKED_POOLINGS,
         f"module {', '.join(other)}": bool(other),
+        "include_prompt: false": not facts["include_prompt"]
+        and not packed.PACKED_LEAVES_PROMPT_OUT,
     }
     obstacle = next((text for text, there in obstacles.items() if there), None)
     plain = (

@@ -3,6 +3,7 @@
 `Catalogue` names them; what each kind of row needs stands in the table `METHODS`, one entry a kind.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from .config import Experiment, Model
 from .keys import key_of
 
 Spec = Mapping[str, Any]
+PIECE = "{piece}"
 # A run is the same however it was cut: these steps put together what the others found.
 MERGES = {"merge": "search", "merge_reranked": "rerank"}
 MOST_AT_ONCE = 16  # pieces of a corpus that one process searches by itself
@@ -24,9 +26,9 @@ MOST_AT_ONCE = 16  # pieces of a corpus that one process searches by itself
 class Artifact:
     """One unit of work that is done or not: the file `path`, and what lies `beside` it.
 
-    `inputs` are paths of other artifacts. `spec` is all that making it needs besides (JSON), shared
-    between the pieces of one corpus; `piece` tells them apart. `seconds` of one device are an
-    estimate.
+    `inputs` are paths of other artifacts, all pieces of a corpus as one `pattern`. `spec` is all
+    that making it needs besides (JSON), shared between the pieces of one corpus; `piece` tells them
+    apart. `seconds` of one device are an estimate.
     """
 
     step: str
@@ -41,6 +43,25 @@ class Artifact:
     @property
     def outputs(self) -> tuple[str, ...]:
         return (self.path, *self.beside)
+
+    @property
+    def needs(self) -> Iterator[str]:
+        """Paths of the artifacts that it is made from."""
+        for path in self.inputs:
+            yield from spread(path)
+
+
+def pattern(path: str) -> str:
+    """What stands for all pieces of one corpus, from the path of one of them."""
+    return re.sub(r"-\d+-of-", f"-{PIECE}-of-", path)
+
+
+def spread(path: str) -> list[str]:
+    """All paths that a `pattern` stands for; a plain path stands for itself."""
+    if PIECE not in path:
+        return [path]
+    of = int(re.search(r"-of-(\d+)\.", path)[1])  # type: ignore[index]
+    return [path.replace(PIECE, str(piece)) for piece in range(of)]
 
 
 @dataclass(frozen=True)
@@ -78,6 +99,7 @@ class Catalogue:
     outside: Outside
     without: frozenset[str] = frozenset()  # rows left out, as `row_name` names them
     artifacts: dict[str, Artifact] = field(default_factory=dict)
+    known: dict[tuple[str, ...], list[Artifact]] = field(default_factory=dict)
 
     def add(self, artifact: Artifact) -> Artifact:
         return self.artifacts.setdefault(artifact.path, artifact)
@@ -150,6 +172,12 @@ class Catalogue:
 
     def passages(self, model: Model, dataset: ResolvedDataset) -> list[Artifact]:
         """The vectors of a corpus, piece by piece."""
+        place = (model.slug, dataset.name)
+        if place not in self.known:
+            self.known[place] = self.pieces(model, dataset)
+        return self.known[place]
+
+    def pieces(self, model: Model, dataset: ResolvedDataset) -> list[Artifact]:
         corpus, stage = self.corpus(dataset), self.stage(model)
         size, tflops = self.outside.sizes[dataset.name], self.experiment.tflops
         precision = corpus_precision(model, size, tflops)
@@ -236,15 +264,21 @@ class Catalogue:
         key = key_of("search", key_in(passages[0].path), key_in(queries.path), depth)
         folder = self.path("hits", dataset.slug, f"{model.name}-{key}")
         corpus = self.corpus(dataset)
-        spec = {"vectors": queries.path, "corpus": corpus.beside[0], "top_k": depth}
         of, label = len(passages), f"{model.id} on {dataset.name} {split}"
+        spec = {
+            "vectors": queries.path,
+            "corpus": corpus.beside[0],
+            "top_k": depth,
+            "pieces": pattern(passages[0].path),
+        }
+        inputs = (queries.path, corpus.path)
+        seconds = cost.search_seconds(self.outside.sizes[dataset.name].documents // of)
         found = []
         for piece, vectors in enumerate(passages):
             path = f"{folder}/{split}-{piece}-of-{of}.parquet"
-            one = {**spec, "piece": vectors.path}
-            inputs = (queries.path, vectors.path, corpus.path)
-            beside = (f"{path}.sha256",)
-            found.append(self.add(Artifact("hits", path, one, inputs, beside, piece, label)))
+            beside, needed = (f"{path}.sha256",), (*inputs, vectors.path)
+            hit = Artifact("hits", path, spec, needed, beside, piece, label, seconds)
+            found.append(self.add(hit))
         return found
 
     def run_artifact(
@@ -401,14 +435,13 @@ def key_in(path: str) -> str:
 def dense_run(c: Catalogue, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
     passages, queries = c.passages(model, dataset), c.queries(model, dataset, split)
     parts = [key_in(passages[0].path), key_in(queries.path)]
-    spec = {"vectors": queries.path, "pieces": [a.path for a in passages]}
+    spec = {"vectors": queries.path, "pieces": pattern(passages[0].path)}
     if len(passages) <= MOST_AT_ONCE:
-        inputs = (queries.path, *(a.path for a in passages))
+        inputs = (queries.path, spec["pieces"])
         return c.run_artifact("search", model, dataset, split, parts, spec, inputs)
     hits = c.hits(model, dataset, split, passages, queries)
-    spec |= {"hits": [a.path for a in hits]}
-    inputs = tuple(a.path for a in hits)
-    return c.run_artifact("merge", model, dataset, split, parts, spec, inputs)
+    spec = {"hits": pattern(hits[0].path)}
+    return c.run_artifact("merge", model, dataset, split, parts, spec, (spec["hits"],))
 
 
 def bm25_run(c: Catalogue, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
@@ -450,9 +483,8 @@ def reranked_run(c: Catalogue, model: Model, dataset: ResolvedDataset, split: st
         path = f"{folder}/{split}-{piece}-of-{of}.parquet"
         beside = (f"{path}.sha256",)
         pieces.append(c.add(Artifact("rerank", path, spec, inputs, beside, piece, label)))
-    scored = tuple(a.path for a in pieces)
-    spec = {"scores": list(scored)}
-    return c.run_artifact("merge_reranked", model, dataset, split, parts, spec, scored)
+    spec = {"scores": pattern(pieces[0].path)}
+    return c.run_artifact("merge_reranked", model, dataset, split, parts, spec, (spec["scores"],))
 
 
 def foreign_run(c: Catalogue, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:

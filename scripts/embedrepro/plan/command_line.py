@@ -47,7 +47,7 @@ class Task:
             for a in self.artifacts
             if (not steps or a.step in steps)
             and not is_there(a)
-            and not (ready and any(not Path(path).exists() for path in a.inputs))
+            and not (ready and any(not Path(path).exists() for path in a.needs))
         ]
 
     def each(self, artifacts: Iterable[Artifact], make: Callable[[Artifact], object]) -> None:

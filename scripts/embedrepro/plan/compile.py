@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .artifacts import Artifact, Catalogue, Outside, Row, key_in
+from .artifacts import Artifact, Catalogue, Outside, Row, key_in, pattern
 from .config import Experiment
 from .jobs import Job, make_job, make_jobs
 from .keys import key_of
@@ -23,7 +23,7 @@ def compile_plan(
     rows = list(catalogue.rows())
     jobs = make_jobs(catalogue, rows)
     references = reference_artifacts(catalogue, rows)
-    jobs += [reference_job(experiment, a) for a in references]
+    jobs += reference_jobs(catalogue, rows, references)
     report = report_artifact(catalogue, rows, outside.published, command, None)
     jobs.append(make_job(experiment.name, "report", [report], experiment.name))
     with_parity = None
@@ -31,8 +31,7 @@ def compile_plan(
         parity = parity_artifact(catalogue, rows, references)
         jobs.append(make_job(experiment.name, "parity", [parity], experiment.name))
         with_parity = report_artifact(catalogue, rows, outside.published, command, parity)
-        name = f"{experiment.name}__with_reference"
-        jobs.append(make_job(name, "report", [with_parity], experiment.name))
+        jobs.append(make_job(experiment.name, "report_with_reference", [with_parity]))
     return Plan(
         experiment=experiment.name,
         store=experiment.store,
@@ -59,13 +58,14 @@ def report_artifact(
     for row in dense:
         parts = catalogue.passages(row.model, row.dataset)
         queries = catalogue.queries(row.model, row.dataset, row.split)
-        for part, artifact in [(f"{row.split}-queries", queries), *(("corpus", p) for p in parts)]:
+        for part, artifact in ((f"{row.split}-queries", queries), ("corpus", parts[0])):
+            sidecar = artifact.beside[0]
             vectors[row.model.slug + artifact.path] = {
                 "model": row.model.slug,
                 "dataset": row.dataset.slug,
                 "part": part,
-                "shard": f"{artifact.piece}-of-{artifact.spec['of']}",
-                "sidecar": artifact.beside[0],
+                "of": artifact.spec["of"],
+                "sidecar": pattern(sidecar) if part == "corpus" else sidecar,
             }
     stages = {row.model.slug: catalogue.stage(row.model) for row in dense}
     preflights = {row.model.slug: catalogue.preflight(row.model).path for row in dense}
@@ -119,7 +119,7 @@ def report_artifact(
     path = catalogue.path("reports", f"{experiment.name}-{key}", "provenance.json")
     inputs = [row.scores.path for row in rows]
     inputs += [a.path for a in stages.values()] + list(preflights.values())
-    inputs += [v["sidecar"].removesuffix(".json") + ".npy" for v in vectors.values()]
+    inputs += [v["sidecar"].removesuffix("json") + "npy" for v in vectors.values()]
     inputs += [catalogue.corpus(d).path for d in experiment.datasets]
     if parity:
         inputs.append(parity.path)
@@ -139,6 +139,7 @@ def reference_artifacts(catalogue: Catalogue, rows: Sequence[Row]) -> list[Artif
         corpus = catalogue.corpus(row.dataset)
         spec = {
             "model_id": row.model.id,
+            "model": row.model.slug,
             "dataset": row.dataset.name,
             "split": row.split,
             "query_prompt": catalogue.queries(row.model, row.dataset, row.split).spec["prompt"],
@@ -177,18 +178,24 @@ def own_devices(devices: Sequence[str]) -> list[str]:
     return [d if d == "cpu" else f"cuda:{gpus.index(d)}" for d in devices]
 
 
-def reference_job(experiment: Experiment, artifact: Artifact) -> Job:
-    devices = experiment.reference["devices"]
-    folder, _, split = artifact.path.removesuffix(".json").rpartition("/")
-    dataset, model = folder.split("/")[-2:]
-    job = make_job(f"{dataset}__{model}__{split}", "reference", [artifact])
+def reference_jobs(
+    catalogue: Catalogue, rows: Sequence[Row], references: Sequence[Artifact]
+) -> list[Job]:
+    """A job for each model, with all devices of the config."""
+    settings = catalogue.experiment.reference
+    devices = settings["devices"]
     asked = {
         "gpu": len({d for d in devices if d != "cpu"}),
         "threads": 2 * len(devices),
         "mem_mb": 8000 * len(devices),
-        "minutes": int(experiment.reference["timeout_minutes"]) + 10,
+        "minutes": int(settings["timeout_minutes"]) + 10,
     }
-    return Job(**{**vars(job), **asked})
+    jobs = []
+    for model in dict.fromkeys(row.model.slug for row in rows if row.model.kind == "dense"):
+        mine = [a for a in references if a.spec["model"] == model]
+        job = make_job(model, "reference", mine)
+        jobs.append(Job(**{**vars(job), **asked}))
+    return jobs
 
 
 def parity_artifact(

@@ -34,6 +34,11 @@ def encode_seconds(model: Model, chars: int, tflops: float) -> float:
     return max(encode_work(model, chars) / (tflops * 1e12 * SHARE), tokens / TOKENS_A_SECOND)
 
 
+def search_seconds(documents: int) -> float:
+    """Seconds of searching so many stored vectors: a disk's time to read them, at a guess."""
+    return 0.05 + documents * 2000 / 1e9
+
+
 def pieces(model: Model, size: Estimate, tflops: float) -> int:
     """How many pieces a corpus is cut into where the config doesn't say."""
     seconds = encode_seconds(model, size.characters, tflops)

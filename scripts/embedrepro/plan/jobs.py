@@ -7,10 +7,9 @@ never on the devices that happen to be there: every process that reads the plan 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from ..datasets.local import local_kind
-from .artifacts import Artifact, Catalogue, Row
+from .artifacts import Artifact, Catalogue, Row, spread
 from .config import Model, in_order
 from .cost import JOB_SECONDS
 
@@ -21,8 +20,8 @@ LOCAL_TOGETHER = 20_000_000  # characters of local corpora that one process prep
 class Job:
     """What one process makes. `rule` names the file of rules it belongs to and its command line.
 
-    `inputs` are what other jobs make; `gpu` devices, `threads`, `mem_mb` and `minutes` are asked
-    for; `label` tells people which model and dataset it is about.
+    `inputs` are what its artifacts are made from; `gpu` devices, `threads`, `mem_mb` and `minutes`
+    are asked for; `label` tells people which model and dataset it is about.
     """
 
     name: str
@@ -52,6 +51,7 @@ RESOURCES = {
     "rerank": (1, 2, 12000, 360),
     "score": (0, 1, 8000, 60),
     "report": (0, 1, 4000, 30),
+    "report_with_reference": (0, 1, 4000, 30),
     "parity": (0, 1, 4000, 30),
     "reference": (0, 2, 8000, 60),
 }
@@ -59,8 +59,7 @@ RESOURCES = {
 
 def make_job(name: str, rule: str, artifacts: Sequence[Artifact], label: str = "") -> Job:
     gpu, threads, mem_mb, minutes = RESOURCES[rule]
-    own = {path for a in artifacts for path in a.outputs}
-    inputs = dict.fromkeys(i for a in artifacts for i in a.inputs if i not in own)
+    inputs = dict.fromkeys(i for a in artifacts for i in a.inputs)
     return Job(
         name=f"{rule}__{name}",
         rule=rule,
@@ -140,7 +139,7 @@ def model_jobs(catalogue: Catalogue, model: Model, rows: Sequence[Row]) -> list[
 def rerank_jobs(catalogue: Catalogue, model: Model, runs: Sequence[Artifact]) -> list[Job]:
     """One job for all rows, or one for each piece where the config asks for several."""
     preflight = catalogue.preflight(model)
-    pieces = [catalogue.artifacts[path] for run in runs for path in run.spec["scores"]]
+    pieces = [catalogue.artifacts[p] for run in runs for p in spread(run.spec["scores"])]
     if model.options.get("shards", 1) == 1:
         return [make_job(model.slug, "rerank", [preflight, *pieces, *runs], model.id)]
     jobs = [make_job(model.name, "preflight", [preflight])]
@@ -177,12 +176,9 @@ def search_jobs(catalogue: Catalogue, model: Model, runs: Sequence[Artifact]) ->
     if at_once:
         jobs.append(make_job(model.slug, "search", at_once, model.id))
     by_pieces = [run for run in runs if run.step == "merge"]
-    hits = [catalogue.artifacts[path] for run in by_pieces for path in run.spec["hits"]]
-    hits.sort(key=lambda a: (a.path.split("/")[-3], a.piece // 16))  # one corpus' pieces together
-    for number, (_, group) in enumerate(
-        groupby(hits, key=lambda a: (a.path.split("/")[-3], a.piece // 16))
-    ):
-        jobs.append(make_job(f"{model.name}__{number + 1}", "search", list(group)))
+    hits = [catalogue.artifacts[p] for run in by_pieces for p in spread(run.spec["hits"])]
+    for number, batch in enumerate(cut(hits)):
+        jobs.append(make_job(f"{model.name}__{number + 1}", "search", batch))
     if by_pieces:
         jobs.append(make_job(model.slug, "merge", by_pieces, model.id))
     return jobs

@@ -2,14 +2,18 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cache, cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import digest, read_json, write_record
-from .artifacts import Artifact
+from ..files import damaged, write_text
+from .artifacts import Artifact, spread
 from .jobs import Job
+
+PLAIN = ("experiment", "store", "results", "report", "report_with_reference", "repeat")
 
 
 @dataclass(frozen=True)
@@ -36,33 +40,84 @@ class Plan:
     def of_job(self, name: str) -> list[Artifact]:
         return [self.artifacts[path] for path in self.job(name).artifacts]
 
+    def wanted(self, job: Job, everything: bool = False) -> list[str]:
+        """The outputs of a job that Snakemake is told of: the last of its artifacts that isn't
+        there stands for all of them. `everything`: all files, where they have to be carried.
+
+        A path holds its key, so what is there is right, whatever its age and whoever made it.
+        """
+        if everything:
+            return [f for path in job.artifacts for f in self.artifacts[path].outputs]
+        left = [path for path in job.artifacts if not is_made(self.artifacts[path])]
+        return left[-1:]
+
+    def awaited(self, job: Job, everything: bool = False) -> list[str]:
+        """The outputs of other jobs that a job has to wait for."""
+        if everything:
+            return [path for pattern in job.inputs for path in spread(pattern)]
+        missing = (
+            path for p in job.inputs for path in spread(p) if not is_made(self.artifacts[path])
+        )
+        makers = dict.fromkeys(self.makers[path] for path in missing)
+        return [
+            out for maker in makers if maker != job.name for out in self.wanted(self.job(maker))
+        ]
+
+    def of_rules(self, *rules: str) -> list[str]:
+        """What is `wanted` of all jobs of some rules."""
+        return [out for job in self.jobs if job.rule in rules for out in self.wanted(job)]
+
+    @cached_property
+    def makers(self) -> dict[str, str]:
+        """The job that makes each artifact."""
+        return {path: job.name for job in self.jobs for path in job.artifacts}
+
+    @cached_property
+    def by_name(self) -> dict[str, Job]:
+        return {job.name: job for job in self.jobs}
+
     def to_json(self) -> dict[str, Any]:
         """Specs that several artifacts share stand in it once."""
-        specs: dict[str, Any] = {}
+        specs: dict[int, Any] = {}
         rows = []
-        for artifact in self.artifacts.values():
-            row = {k: v for k, v in vars(artifact).items() if k != "spec"}
-            name = digest(artifact.spec)
-            specs[name] = artifact.spec
-            rows.append(row | {"spec": name})
-        rest = {k: v for k, v in vars(self).items() if k not in ("artifacts", "jobs")}
+        for a in self.artifacts.values():
+            specs.setdefault(id(a.spec), (len(specs), a.spec))
+            number = specs[id(a.spec)][0]
+            rows.append([a.step, a.path, number, a.inputs, a.beside, a.piece, a.label, a.seconds])
+        rest = {f: getattr(self, f) for f in PLAIN}
         return rest | {
-            "specs": specs,
+            "specs": [spec for _, spec in specs.values()],
             "artifacts": rows,
-            "jobs": [asdict(job) for job in self.jobs],
+            "jobs": [vars(job) for job in self.jobs],
         }
 
 
+def is_made(artifact: Artifact) -> bool:
+    """Whether an artifact is there; asked once in the life of a process that only plans."""
+    return _exist(artifact.outputs)
+
+
+@cache
+def _exist(paths: tuple[str, ...]) -> bool:
+    return all(Path(path).exists() for path in paths)
+
+
 def read_plan(path: Path | str) -> Plan:
-    """The plan in a file that `write_plan` wrote."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such plan; `make plan` writes it")
-    value = read_json(path)
+    """The plan in a file that `write_plan` wrote; one that was edited is refused."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path}: can't be read ({error.strerror}); `make plan` writes it"
+        ) from None
+    if name_of(text) != Path(path).stem.rpartition("-")[2]:
+        raise damaged(path, "not the plan that was written")
+    value = json.loads(text)
     specs = value.pop("specs")
     artifacts = {}
-    for row in value.pop("artifacts"):
-        lists = {"inputs": tuple(row["inputs"]), "beside": tuple(row["beside"])}
-        artifacts[row["path"]] = Artifact(**row | lists | {"spec": specs[row["spec"]]})
+    for step, name, number, inputs, beside, *rest in value.pop("artifacts"):
+        made = Artifact(step, name, specs[number], tuple(inputs), tuple(beside), *rest)
+        artifacts[name] = made
     jobs = []
     for row in value.pop("jobs"):
         lists = {"inputs": tuple(row["inputs"]), "artifacts": tuple(row["artifacts"])}
@@ -72,8 +127,12 @@ def read_plan(path: Path | str) -> Plan:
 
 def write_plan(plan: Plan, folder: Path | str) -> Path:
     """Write the plan to `folder`, under its digest; what is there already is the same."""
-    value = json.loads(json.dumps(plan.to_json()))
-    path = Path(folder) / f"{plan.experiment}-{digest(value)}.json"
+    text = json.dumps(plan.to_json(), ensure_ascii=False, separators=(",", ":"))
+    path = Path(folder) / f"{plan.experiment}-{name_of(text)}.json"
     if not path.exists():
-        write_record(path, value)
+        write_text(path, text)
     return path
+
+
+def name_of(text: str) -> str:
+    return sha256(text.encode()).hexdigest()[:12]

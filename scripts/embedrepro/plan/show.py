@@ -16,7 +16,7 @@ def overview(plan: Plan) -> str:
     lines = [f"{'step':<10} {'cached':>7} {'to do':>6} {'download':>10} {'device time':>12}  what"]
     jobs = seconds = download = 0.0
     for job in plan.jobs:
-        if job.rule in ("reference", "parity") or job.name.endswith("__with_reference"):
+        if job.rule in ("reference", "parity", "report_with_reference"):
             continue
         artifacts = plan.of_job(job.name)
         missing = [a for a in artifacts if not Path(a.path).exists()]
@@ -99,7 +99,7 @@ def reason(plan: Plan, path: str) -> str:
 
 
 def first_missing(plan: Plan, artifact: Artifact) -> Artifact:
-    for path in artifact.inputs:
+    for path in artifact.needs:
         source = plan.artifacts.get(path)
         if source and not Path(path).exists():
             return first_missing(plan, source)

@@ -8,7 +8,7 @@ from ..encode.job import Piece
 from ..evaluation import scoring
 from ..files import read_json
 from ..search import job as search
-from .artifacts import Artifact
+from .artifacts import PIECE, Artifact, spread
 
 
 def encode_piece(artifact: Artifact) -> Piece:
@@ -31,7 +31,7 @@ def search_row(artifact: Artifact) -> search.Row:
     spec = artifact.spec
     return search.Row(
         queries=Path(spec["vectors"]),
-        corpus=[Path(path) for path in spec["pieces"]],
+        corpus=[Path(path) for path in spread(spec["pieces"])],
         ids=Path(spec["corpus"]),
         query_ids=Path(spec["queries"]),
         top_k=spec["top_k"],
@@ -45,7 +45,7 @@ def search_piece(artifact: Artifact) -> search.Piece:
     spec = artifact.spec
     return search.Piece(
         queries=Path(spec["vectors"]),
-        corpus=Path(spec["piece"]),
+        corpus=Path(spec["pieces"].replace(PIECE, str(artifact.piece))),
         ids=Path(spec["corpus"]),
         top_k=spec["top_k"],
         output=Path(artifact.path),
@@ -55,7 +55,7 @@ def search_piece(artifact: Artifact) -> search.Piece:
 def merge_row(artifact: Artifact) -> search.MergeRow:
     spec = artifact.spec
     return search.MergeRow(
-        hits=[Path(path) for path in spec["hits"]],
+        hits=[Path(path) for path in spread(spec["hits"])],
         ids=Path(spec["corpus"]),
         query_ids=Path(spec["queries"]),
         top_k=spec["top_k"],

@@ -3,7 +3,6 @@
 import csv
 import math
 import re
-import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -174,12 +173,12 @@ class Report:
         return counts
 
     def command(self, key: Key) -> str | None:
-        """The shell command that makes this cell's run file, with all that it needs."""
+        """The shell command that makes this cell's numbers, with all that they need."""
         return f"{self.spec['command']} {self.target(key)}" if key in self.runs else None
 
     def target(self, key: Key) -> str:
-        """What to add to the experiment's command so that it makes this run file and no more."""
-        return f"-- {shlex.quote(str(self.runs[key]))}"
+        """What to add to the experiment's command so that it makes this model's scores, no more."""
+        return f"-- score__{key.model}"
 
 
 VERDICTS = ("reproduced", "reproduced within rounding", "higher", "lower", "not comparable")
@@ -206,7 +205,7 @@ def collect(
 
     `spec`: experiment, command, metrics, git_commit, dirty, versions, models, datasets, rows
     [{model, dataset, split, scores, per_query, run}], stages and preflights {model: path}, vectors
-    [{model, dataset, part, shard, sidecar}], corpora {dataset: path}, splits {dataset: {split:
+    [{model, dataset, part, of, sidecar}], corpora {dataset: path}, splits {dataset: {split:
     {queries, qrels}}}, parity (a path or None), holes [{model, dataset, split, reason}].
     """
     there = [row for row in spec["rows"] if Path(row["scores"]).exists()]
@@ -221,7 +220,7 @@ def collect(
         verdicts=verdicts,
         comparisons=comparisons,
         stages={slug: stage for slug, stage in read_stages(spec)},
-        embeddings=[read_vectors(row) for row in spec["vectors"] if Path(row["sidecar"]).exists()],
+        embeddings=[made for row in spec["vectors"] for made in read_vectors(row)],
         datasets={slug: read_dataset(spec, slug, path) for slug, path in corpora.items()},
         texts={slug: path.with_name("corpus.parquet") for slug, path in corpora.items()},
         parity=read_json(spec["parity"]) if spec.get("parity") else [],
@@ -280,7 +279,11 @@ def read_tsv(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
-def read_vectors(row: dict[str, str]) -> dict[str, Any]:
-    """An array's sidecar and what the plan says of it: model and dataset slug, part and shard."""
-    place = {key: row[key] for key in ("model", "dataset", "part", "shard")}
-    return read_json(row["sidecar"]) | place | {"path": row["sidecar"].removesuffix("json") + "npy"}
+def read_vectors(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Each piece's sidecar and what the plan says of it: model and dataset slug, part and shard."""
+    place = {key: row[key] for key in ("model", "dataset", "part")}
+    for piece in range(row["of"]):
+        path = row["sidecar"].replace("{piece}", str(piece))
+        if Path(path).exists():
+            where = {"shard": f"{piece}-of-{row['of']}", "path": path.removesuffix("json") + "npy"}
+            yield read_json(path) | place | where

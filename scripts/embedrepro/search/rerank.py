@@ -1,13 +1,15 @@
-"""Reranking: a cross-encoder scores the top of a run again, sharded by query.
+"""Reranking: a staged reranker scores the top of a run again, sharded by query.
 
-Two engines: `cross-encoder`, sentence-transformers' CrossEncoder, and FlagEmbedding's four classes
-of rerankers under its own names. Queries are scored in chunks of 32 counted from the run's first
-query, and shards are cut between chunks, so that each batch holds the same pairs, and gives the
-same scores, for any number of shards.
+How a pair becomes a score is the model's recipe, which staging found: sentence-transformers'
+CrossEncoder, FlagEmbedding's four classes under its own names, or Qwen3-Reranker's question with
+its yes and no. Queries are scored in chunks of 32 counted from the run's first query, and shards
+are cut between chunks, so that each batch holds the same pairs, and gives the same scores, for any
+number of shards.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +20,26 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from .. import shards
+from ..encode.texts import table
 from ..errors import UserError
-from ..files import digest, read_json, sealed, whole
+from ..files import digest, sealed, whole
+from ..models.rerankers import RECIPES
+from ..models.staged import verify_code
 from ..schema import over_defaults
 from ..startup import uncollected
 from .runs import Ranking, iter_run, ranked
 
-FLAG_CLASSES = (
-    "encoder-only-base",
-    "decoder-only-base",
-    "decoder-only-layerwise",
-    "decoder-only-lightweight",
-)
 DEFAULTS = {
-    "engine": "cross-encoder",
+    "engine": "auto",  # the recipe that staging found
     "depth": 100,  # documents of each query to score
     "max_length": 512,
     "batch_size": 32,
     "dtype": "float32",  # float16, bfloat16 on a GPU
-    "trust_remote_code": False,
+    "instruction": None,  # the task in a recipe's words; None: its own
     "options": {},  # further arguments of FlagEmbedding's class: prompt, cutoff_layers, ...
 }
 CHOICES = {
-    "engine": ("cross-encoder", *FLAG_CLASSES),
+    "engine": ("auto", *RECIPES),
     "dtype": ("float32", "float16", "bfloat16"),
 }
 CHUNK = 32  # queries
@@ -49,50 +48,70 @@ SCHEMA = pa.schema([("query", pa.string()), ("doc", pa.string()), ("score", pa.f
 Score = Callable[[list[tuple[str, str]]], Sequence[float]]  # (query, passage) pairs to scores
 
 
-def read_spec(spec: dict[str, Any]) -> dict[str, Any]:
+def read_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     """`spec` over DEFAULTS; raises `UserError` naming an unknown key or value."""
-    settings = over_defaults(spec, DEFAULTS, CHOICES, "rerank")
+    settings = over_defaults(dict(spec), DEFAULTS, CHOICES, "rerank")
     if settings["engine"] == "encoder-only-base" and settings["dtype"] == "bfloat16":
         raise UserError("rerank: FlagEmbedding's encoder-only-base knows no bfloat16; use float16")
     return settings
 
 
 @uncollected()
-def load_reranker(model: Path | str, settings: dict[str, Any], device: str) -> Score:
-    """Load a reranker from a local folder on one device ("cpu" or "cuda").
+def load_reranker(staged: Path | str, settings: Mapping[str, Any], device: str) -> Score:
+    """Load a staged reranker on one device ("cpu" or "cuda"); nothing reaches for the network.
 
-    Scores are raw logits: a sigmoid keeps their order, but where it saturates it makes ties.
+    Scores are raw logits: a sigmoid keeps their order, but where it saturates it makes ties. A pair
+    longer than the model has places for is cut there. Raises `UserError`.
     """
-    if settings["engine"] == "cross-encoder":
-        return _load_cross_encoder(str(model), settings, device)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    staged = Path(staged)
+    if not (staged / "stage.json").is_file():
+        raise UserError(f"{staged}: no stage.json there; stage the reranker first")
+    record = verify_code(staged)
+    engine = record["scoring"] if settings["engine"] == "auto" else settings["engine"]
+    length = min(settings["max_length"], record["longest"] or settings["max_length"])
+    settings = {**settings, "engine": engine, "max_length": length}
+    if engine == "cross-encoder":
+        return _load_cross_encoder(staged, record, settings, device)
+    if engine == "qwen3-reranker":
+        return _load_question(staged, record, settings, device)
+    return _load_flag(staged, record, settings, device)
+
+
+def _load_flag(
+    staged: Path, record: Mapping[str, Any], settings: Mapping[str, Any], device: str
+) -> Score:
     from FlagEmbedding import FlagAutoReranker
 
     precision = {"use_fp16": settings["dtype"] == "float16"}
     if settings["engine"] != "encoder-only-base":
         precision["use_bf16"] = settings["dtype"] == "bfloat16"
     reranker = FlagAutoReranker.from_finetuned(
-        str(model),
+        str(staged),
         model_class=settings["engine"],
-        trust_remote_code=settings["trust_remote_code"],
+        trust_remote_code=record["trust_remote_code"],
         devices=[device],
         batch_size=settings["batch_size"],
         max_length=settings["max_length"],
         **precision,
         **settings["options"],
     )
-    return reranker.compute_score
+    score: Score = reranker.compute_score
+    return score
 
 
-def _load_cross_encoder(model: str, settings: dict[str, Any], device: str) -> Score:
+def _load_cross_encoder(
+    staged: Path, record: Mapping[str, Any], settings: Mapping[str, Any], device: str
+) -> Score:
     import torch
     from sentence_transformers import CrossEncoder
 
     encoder = CrossEncoder(
-        model,
+        str(staged),
         max_length=settings["max_length"],
         device=device,
         local_files_only=True,
-        trust_remote_code=settings["trust_remote_code"],
+        trust_remote_code=record["trust_remote_code"],
         model_kwargs={"dtype": settings["dtype"]},
     )
     return lambda pairs: encoder.predict(
@@ -103,38 +122,91 @@ def _load_cross_encoder(model: str, settings: dict[str, Any], device: str) -> Sc
     )
 
 
+def _load_question(
+    staged: Path, record: Mapping[str, Any], settings: Mapping[str, Any], device: str
+) -> Score:
+    """A language model that is asked about each pair: the logit of yes less that of no.
+
+    Prefix and suffix are never cut; the text between them is, at its end, as the card of
+    Qwen3-Reranker cuts it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    words = record["template"]
+    if not words:
+        raise UserError(f"{record['id']}: staged without a recipe's words; stage it again")
+    tokenizer = AutoTokenizer.from_pretrained(staged, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        staged, dtype=getattr(torch, settings["dtype"]), local_files_only=True
+    )
+    model.to(device).eval()
+    yes, no = (tokenizer.convert_tokens_to_ids(words[word]) for word in ("yes", "no"))
+    before, after = (
+        tokenizer.encode(words[part], add_special_tokens=False) for part in ("prefix", "suffix")
+    )
+    task = settings["instruction"] or words["task"]
+    room = settings["max_length"] - len(before) - len(after)
+    if room < 1:
+        raise UserError(
+            f"{record['id']}: max_length {settings['max_length']} leaves nothing for the pair; its "
+            f"question alone takes {len(before) + len(after)} tokens"
+        )
+
+    @torch.inference_mode()
+    def score(pairs: list[tuple[str, str]]) -> list[float]:
+        texts = [words["body"].format(task=task, query=q, passage=p) for q, p in pairs]
+        cut = {"truncation": True, "max_length": room, "add_special_tokens": False}
+        rows = [before + ids + after for ids in tokenizer(texts, **cut)["input_ids"]]
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        found = [0.0] * len(rows)
+        for at in range(0, len(order), settings["batch_size"]):
+            some = order[at : at + settings["batch_size"]]
+            batch = tokenizer.pad(
+                {"input_ids": [rows[i] for i in some]}, padding_side="left", return_tensors="pt"
+            ).to(device)
+            logits = model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1].float()
+            for i, value in zip(some, (logits[:, yes] - logits[:, no]).tolist(), strict=True):
+                found[i] = value
+        return found
+
+    return score
+
+
 def rerank_shard(
     run: Path | str,
-    dataset: Path | str,
-    split: str,
-    model: Path | str,
-    spec: dict[str, Any],
+    corpus: Path | str,
+    queries: Path | str,
+    title: str,
+    staged: Path | str,
+    spec: Mapping[str, Any],
     shard: tuple[int, int],
     output: Path | str,
     device: str,
 ) -> None:
-    """Score shard `(i, n)` of a run's queries with the reranker in folder `model`.
+    """Score shard `(i, n)` of a run's queries with the reranker staged in `staged`.
 
-    `dataset` is a prepared folder. Writes Parquet with the columns query, doc (ids) and score
-    (float32). Raises `UserError` for a query or document of the run that the dataset lacks.
+    `corpus` and `queries` are prepared Parquet files, `title` says how a passage's title and text
+    are joined. Writes Parquet with the columns query, doc (ids) and score (float32). Raises
+    `UserError` for a query or document of the run that the dataset lacks.
     """
     settings = read_spec(spec)
     rankings = [(query, docs[: settings["depth"]]) for query, docs, _ in iter_run(run)]
     start, stop = shard_bounds(len(rankings), *shard)
     mine = rankings[start:stop]
-    queries, passages = read_pairs(Path(dataset), split, mine)
-    score = load_reranker(model, settings, device)
+    asked, passages = read_pairs(Path(corpus), Path(queries), title, mine)
+    score = load_reranker(staged, settings, device)
     facts = {"settings": settings, "run": digest(rankings), "queries": len(rankings)}
-    facts |= {"rows": [start, stop], "model": Path(model).name}
+    facts |= {"rows": [start, stop], "model": Path(staged).name}
     schema = SCHEMA.with_metadata({META: json.dumps(facts, sort_keys=True).encode()})
     with sealed(output) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for at in tqdm(range(0, len(mine), CHUNK), desc="rerank", unit=f" x {CHUNK} queries"):
             ids = [(query, doc) for query, docs in mine[at : at + CHUNK] for doc in docs]
-            scores = np.asarray(score([(queries[q], passages[d]) for q, d in ids]), np.float32)
+            scores = np.asarray(score([(asked[q], passages[d]) for q, d in ids]), np.float32)
             if scores.shape != (len(ids),) or not np.isfinite(scores).all():
                 raise UserError(
-                    f"{model}: gave scores of shape {scores.shape}, not one finite number for each "
-                    f"of {len(ids)} pairs; is it a reranker, and does dtype suit it?"
+                    f"{staged}: gave scores of shape {scores.shape}, not one finite number for "
+                    f"each of {len(ids)} pairs; is it a reranker, and does dtype suit it?"
                 )
             columns = [*zip(*ids, strict=True), scores]
             writer.write_table(pa.table([pa.array(column) for column in columns], schema=schema))
@@ -150,26 +222,23 @@ def shard_bounds(queries: int, shard: int, of: int) -> tuple[int, int]:
 
 
 def read_pairs(
-    dataset: Path, split: str, rankings: list[tuple[str, list[str]]]
+    corpus: Path, queries: Path, title: str, rankings: list[tuple[str, list[str]]]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """{id: text} of the queries and of the passages that `rankings` name."""
-    title = read_json(dataset / "dataset.json")["title"]
-    queries = _read_texts(dataset / split / "queries.parquet", {query for query, _ in rankings})
     docs = {doc for _, docs in rankings for doc in docs}
-    return queries, _read_texts(dataset / "corpus.parquet", docs, title)
+    asked = _read_texts(queries, {query for query, _ in rankings})
+    return asked, _read_texts(corpus, docs, title)
 
 
 def _read_texts(path: Path, wanted: set[str], title: str | None = None) -> dict[str, str]:
     """{id: text} of `wanted`; row groups without any of them are not read but for their ids."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; prepare the dataset first")
     columns = ["id", "text"] + ["title"] * (title is not None)
-    file, values, texts = pq.ParquetFile(whole(path)), pa.array(list(wanted), pa.string()), {}
-    for group in range(file.num_row_groups):
-        here = pc.is_in(file.read_row_group(group, ["id"]).column("id"), value_set=values)
+    file, values, texts = table(path), pa.array(list(wanted), pa.string()), {}
+    for group in range(file.metadata.num_row_groups):
+        here = pc.is_in(file.read(group, ["id"]).column("id"), value_set=values)
         if not pc.any(here).as_py():
             continue
-        for row in file.read_row_group(group, columns).filter(here).to_pylist():
+        for row in file.read(group, columns).filter(here).to_pylist():
             heading = row.get("title") or ""
             texts[row["id"]] = shards.passage(heading, row["text"], title) if title else row["text"]
     for missing in sorted(wanted - texts.keys())[:1]:

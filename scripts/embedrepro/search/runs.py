@@ -6,6 +6,7 @@ run written here is already in that order, so the rank in the file is the rank t
 """
 
 import math
+import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,13 +33,14 @@ R = TypeVar("R")
 QUERIES = 256  # of Python objects made into one listing
 READ = 2**25  # bytes of a run that are parsed at once
 COLUMNS = {
-    "query": pa.dictionary(pa.int32(), pa.string()),
+    "query": pa.string(),
     "q0": pa.string(),
     "doc": pa.string(),
     "rank": pa.int64(),
     "score": pa.float64(),
     "tag": pa.string(),
 }
+USED = ["query", "doc", "rank", "score"]
 
 
 @dataclass(frozen=True)
@@ -211,65 +213,57 @@ def _parsed(path: Path) -> Iterator[Listing]:
     """
     seen: set[str] = set()
     waiting: list[pa.Table] = []
-    for chunk, more in _chunks(path):
-        table = pa.concat_tables([*waiting, _parse(chunk)]).combine_chunks()
+    for table, more in in_parallel(_parse, _chunks(path)):
+        table = pa.concat_tables([*waiting, table])
         hits = _listing(table)
         last = len(hits.queries) - more
         stop = int(hits.starts[last])
         waiting = [table.slice(stop)]
         if not last:
             continue
+        hits = Listing(
+            hits.queries[:last], hits.starts[: last + 1], hits.docs[:stop], hits.scores[:stop]
+        )
         names = hits.queries[:last].to_pylist()
         if len(set(names)) < last or not seen.isdisjoint(names):
             raise _Unusual
         seen.update(names)
-        hits = Listing(
-            hits.queries[:last], hits.starts[: last + 1], hits.docs[:stop], hits.scores[:stop]
-        )
         if not np.isfinite(hits.scores).all() or _comes_twice(hits):
             raise _Unusual
         yield hits
 
 
-def _chunks(path: Path) -> Iterator[tuple[bytes, bool]]:
+def _chunks(path: Path) -> Iterator[tuple[pa.Buffer, bool]]:
     """Whole lines, about `READ` bytes at a time, and whether more follow."""
-    rest = b""
     with open(path, "rb") as file:
-        while read := file.read(READ):
-            end = read.rfind(b"\n") + 1
-            if not end:
-                rest += read
-                continue
-            chunk, rest = rest + read[:end], read[end:]
-            yield chunk, True
-        yield rest, False
+        size = os.fstat(file.fileno()).st_size
+        if not size:
+            return
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    text, start = pa.py_buffer(mapped), 0
+    while start < size:
+        stop = mapped.rfind(b"\n", start, start + READ) + 1 or mapped.find(b"\n", start) + 1 or size
+        yield text.slice(start, stop - start), stop < size
+        start = stop
 
 
-def _parse(chunk: bytes) -> pa.Table:
+def _parse(chunk: tuple[pa.Buffer, bool]) -> tuple[pa.Table, bool]:
     from pyarrow import csv
 
-    used = ["query", "doc", "rank", "score"]
-    if not chunk:
-        return pa.schema([(name, COLUMNS[name]) for name in used]).empty_table()
+    text, more = chunk
     return csv.read_csv(
-        pa.BufferReader(chunk),
-        csv.ReadOptions(column_names=list(COLUMNS), block_size=2**22),
+        pa.BufferReader(text),
+        csv.ReadOptions(column_names=list(COLUMNS), block_size=2**22, use_threads=False),
         csv.ParseOptions(delimiter=" ", quote_char=False, ignore_empty_lines=False),
-        csv.ConvertOptions(column_types=COLUMNS, null_values=[], include_columns=used),
-    )
+        csv.ConvertOptions(column_types=COLUMNS, null_values=[], include_columns=USED),
+    ), more
 
 
 def _listing(table: pa.Table) -> Listing:
-    query, doc, score = (_one(table[name]) for name in ("query", "doc", "score"))
-    codes = query.indices.to_numpy()
-    changes = np.flatnonzero(codes[1:] != codes[:-1]) + 1
-    starts = np.r_[[0] if len(codes) else [], changes].astype(np.int64)
-    queries = query.dictionary.take(query.indices.take(pa.array(starts)))
-    return Listing(queries, np.r_[starts, len(codes)], doc, score.to_numpy())
-
-
-def _one(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    query, doc, score = (table[name].combine_chunks() for name in ("query", "doc", "score"))
+    runs = pc.run_end_encode(query, run_end_type=pa.int64())
+    starts = np.r_[0, runs.run_ends.to_numpy()]
+    return Listing(runs.values, starts, doc, score.to_numpy())
 
 
 def _comes_twice(hits: Listing) -> bool:
