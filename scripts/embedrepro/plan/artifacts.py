@@ -352,9 +352,8 @@ class Catalogue:
             "queries": source.beside[0],
         }
         label = f"{model.id} on {dataset.name} {split}"
-        beside = (f"{path}.sha256",)
-        if step == "refine":
-            beside = (*beside, f"{path}.refined.json")
+        measured = [f"{path}.refined.json"] if step == "refine" else []
+        beside = (f"{path}.sha256", *measured)
         return self.add(Artifact(step, path, {**spec, **common}, inputs, beside, label=label))
 
     def scores(self, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
