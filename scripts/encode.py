@@ -38,7 +38,7 @@ def main() -> None:
     # A row whose vectors couldn't be made is left; the others are searched.
     if runs := task.missing("search", ready=True):
         from embedrepro.plan.tasks import search_row
-        from embedrepro.search.job import search_rows
+        from embedrepro.search.kinds import search_rows
 
         task.attempt(search_rows, [search_row(a) for a in runs], task.options.device)
     task.finish()

@@ -12,7 +12,7 @@ from embedrepro.plan.command_line import read_job
 def main() -> None:
     task = read_job(__doc__, ("--device", {"choices": ("auto", "cpu", "cuda"), "default": "auto"}))
     from embedrepro.plan.tasks import search_piece, search_row
-    from embedrepro.search.job import search_pieces, search_rows
+    from embedrepro.search.kinds import search_pieces, search_rows
 
     device = task.options.device
     task.attempt(search_rows, [search_row(a) for a in task.missing("search")], device)

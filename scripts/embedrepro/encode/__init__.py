@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..startup import uncollected
-from .engine import ENGINES, Engine, Precision
+from .engine import ENGINES, Engine, Precision, engine_of
 from .facts import Facts, resolve
 
 
@@ -42,12 +42,12 @@ def load_engine(
         from ..models.staged import verify_code
 
         verify_code(Path(staged))
-    import_libraries(facts.engine)
+    import_libraries(engine_of(facts))
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    engine: Engine = ENGINES[facts.engine].load()(
+    engine: Engine = ENGINES[engine_of(facts)].load()(
         facts, pick_device(device), tokens_per_batch, compiled
     )
     return engine

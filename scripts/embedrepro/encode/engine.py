@@ -89,8 +89,17 @@ ENGINES = {
     "sentence_transformers": Kind(
         ".sentence_transformers", "SentenceTransformersEngine", (*_BASE, "sentence-transformers")
     ),
+    # Named as the kind of model, which decides: see `engine_of`.
+    "sparse": Kind(".sparse", "SparseEngine", (*_BASE, "sentence-transformers")),
+    "multivector": Kind(".multivector", "MultiVectorEngine", (*_BASE, "sentence-transformers")),
+    "m3": Kind(".m3", "M3Engine", (*_BASE, "safetensors")),
     "flagembedding": Kind(".flag", "FlagEngine", (*_BASE, "FlagEmbedding")),
 }
+
+
+def engine_of(facts: Facts) -> str:
+    """The engine that runs a model: one by its kind of vectors, or the one that its facts name."""
+    return facts.kind if facts.kind in ENGINES else facts.engine
 
 
 def pick_precision(dtype: Dtype, device: str, *, fp8: bool = False) -> Precision:

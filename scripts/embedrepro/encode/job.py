@@ -2,7 +2,6 @@
 
 import gc
 import resource
-import secrets
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,13 +13,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .. import files
 from ..errors import UserError, printable
 from ..models.facts_table import ROLES, Role
-from ..vectors.dense import ArrayWriter, load_array, seal_array
 from . import import_libraries, load_engine
-from .engine import DTYPES, ENGINES, Engine, cut_dimensions
+from .engine import DTYPES, ENGINES, Engine, engine_of
 from .facts import FAST, Facts, resolve
+from .formats import is_written, open_piece
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def encode_pieces(
     dtypes = {piece: _check(piece, facts) for piece in left}
     with ThreadPoolExecutor(1) as pool:  # hashing files leaves the interpreter to the imports
         verified = pool.submit(_verify, staged)
-        import_libraries(facts.engine)
+        import_libraries(engine_of(facts))
         verified.result()
     errors: list[UserError] = []
     for dtype, compiled in _models(dtypes):
@@ -101,15 +99,6 @@ def _encode_with(
             print(f"{label(engine, piece)}: {printable(error, 2000)}", file=sys.stderr)
             errors.append(error)
     return errors
-
-
-def is_written(output: Path) -> bool:
-    """Whether a whole array with its sidecar stands at `output`; its bytes are not hashed."""
-    try:
-        array, _ = load_array(output, verify=False)
-    except UserError:
-        return False
-    return bool(array.offset + array.nbytes == output.stat().st_size)
 
 
 def _check(piece: Piece, facts: Facts) -> str:
@@ -164,28 +153,20 @@ def encode_piece(engine: Engine, piece: Piece) -> dict[str, Any]:
         prompt = engine.facts.prompt(piece.role, piece.instruction)
     source = read_texts(piece.texts, start, stop, piece.role, piece.title)
     parts = engine.encode(source, piece.role, prompt=prompt, dimensions=piece.dimensions)
-    width = cut_dimensions(engine.facts, engine.dimension, piece.dimensions)
     began = time.perf_counter()
     totals = {"docs": stop - start, "tokens": 0, "truncated": 0}
-    output = piece.output
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.parent / f"{files.TEMPORARY}{secrets.token_hex(4)}-{output.name[:100]}"
-    try:
-        with (
-            ArrayWriter(temporary, (stop - start, width), engine.precision.stored) as writer,
-            Progress(stop - start, label(engine, piece)) as progress,
-        ):
-            for part in parts:
-                writer.put(part.rows, part.vectors)
-                totals["tokens"] += part.tokens
-                totals["truncated"] += part.truncated
-                progress.update(len(part.rows), totals["tokens"])
+    with (
+        open_piece(engine, piece.output, stop - start, piece.dimensions) as writer,
+        Progress(stop - start, label(engine, piece)) as progress,
+    ):
+        for part in parts:
+            writer.put(part)
+            totals["tokens"] += part.tokens
+            totals["truncated"] += part.truncated
+            progress.update(len(part.rows), totals["tokens"])
         meta = totals | {"seconds": round(time.perf_counter() - began, 4)}
         meta |= {"rows": [start, stop]} | describe(engine, piece, prompt)
-        seal_array(temporary, output, **meta)
-    except BaseException:
-        files.remove(temporary)
-        raise
+        writer.seal(**meta)
     return meta
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import printable
+from ..errors import UserError, printable
 from .examination import FULL_BYTES, LAYERS, TEXTS, Finding, finding, weight_bytes
 from .facts_table import ROLES, Role, prompt_for
 from .st_files import json_object
@@ -54,21 +54,78 @@ def compare(staged: Path, record: dict[str, Any]) -> list[Finding]:
     return [finding("sentence-transformers", True, f"the same vectors within {APART:g}; {what}")]
 
 
-def loads(staged: Path, record: dict[str, Any]) -> list[Finding]:
-    """One finding: whether sentence-transformers loads a sparse or multi-vector folder and runs it.
-
-    Its engines run the same modules; what they lay out anew their own tests hold against these.
-    """
+def compare_many(staged: Path, record: dict[str, Any]) -> list[Finding]:
+    """`compare` for a sparse or a multi-vector model: weights of terms, or a vector a token."""
     try:
+        engine = load_ours(staged)
+        found = {role: own_many(engine, sample(record), role) for role in ROLES}
+        del engine
         model = reference(staged, record)
-        for encode in (model.encode_query, model.encode_document):
-            for vector in encode(sample(record), show_progress_bar=False, batch_size=1):
-                values = vector.coalesce().values() if getattr(vector, "is_sparse", 0) else vector
-                if not abs(values.sum()) < float("inf"):
-                    return [finding("load", False, "a vector holds NaN or infinity")]
+        expected = {role: peer_many(model, record, sample(record), role) for role in ROLES}
+    except UserError as error:
+        return [finding("load", False, printable(error, 2000))]
     except Exception as error:  # a model's modules may raise anything
         return [finding("load", False, f"sentence-transformers can't run it: {printable(error)}")]
-    return [finding("load", True, f"sentence-transformers runs it as {record['kind']}")]
+    for role in ROLES:
+        for text, ours, theirs in zip(sample(record), found[role], expected[role], strict=True):
+            what = f"{role} {text[:30]!r} ({len(text)} characters)"
+            if ours.shape != theirs.shape:
+                detail = f"{what}: {ours.shape} numbers, its own are {theirs.shape}"
+                return [finding("sentence-transformers", False, detail)]
+            apart_by = abs(ours - theirs).max(initial=0) / max(1, abs(theirs).max(initial=0))
+            if not apart_by <= APART:
+                detail = f"{what}: {apart_by:.1e} apart from sentence-transformers' own"
+                return [finding("sentence-transformers", False, detail)]
+    return [finding("sentence-transformers", True, f"the same vectors within {APART:g}")]
+
+
+def own_many(engine: Any, texts: Sequence[str], role: Role) -> "list[np.ndarray]":
+    """Of each text the weights of all terms, or the vectors of its tokens (n, dimension)."""
+    import numpy as np
+
+    found: dict[int, np.ndarray] = {}
+    for part in engine.encode(list(texts), role, "task"):
+        ends = np.cumsum(part.lengths)
+        for number, row in enumerate(part.rows.tolist()):
+            mine = slice(int(ends[number] - part.lengths[number]), int(ends[number]))
+            if engine.name == "multivector":
+                found[row] = part.vectors[mine]
+                continue
+            found[row] = np.zeros(engine.dimension, np.float32)
+            found[row][part.columns[mine]] = part.values[mine]
+    return [found[row] for row in range(len(texts))]
+
+
+def peer_many(
+    model: Any, record: dict[str, Any], texts: Sequence[str], role: Role
+) -> "list[np.ndarray]":
+    """The same of sentence-transformers, one text at a time."""
+    import numpy as np
+
+    encode = model.encode_query if role == "query" else model.encode_document
+    prompt = prompt_for(record[f"{role}_prompt"])
+    options: dict[str, Any] = {"show_progress_bar": False, "batch_size": 1}
+    if prompt is not None:
+        options["prompt"] = prompt.replace("{task}", "task")
+    cut_to(model, record["max_length"][role], role, options)
+    vectors = [vector.cpu() for vector in encode(list(texts), **options)]
+    if record["kind"] == "sparse":
+        dense = [v.to_dense() if v.is_sparse else v for v in vectors]
+        if model.similarity_fn_name == "cosine":
+            dense = [v / v.norm().clamp_min(1e-12) for v in dense]
+        return [np.asarray(v, np.float32) for v in dense]
+    return [np.asarray(v, np.float32) for v in vectors]
+
+
+def cut_to(model: Any, length: int, role: Role, options: dict[str, Any]) -> None:
+    """Have sentence-transformers keep `length` tokens, as the staged facts say."""
+    for module in model.modules():
+        tokenizer = getattr(module, "tokenizer", None)
+        if type(module).__name__ == "SparseStaticEmbedding" and tokenizer is not None:
+            tokenizer.model_max_length = length  # it asks its tokenizer only
+    expansion = getattr(model[0], "query_expansion", None) if role == "query" else None
+    if not (expansion and expansion["strategy"] == "fixed"):
+        options["processing_kwargs"] = {"text": {"max_length": length}}
 
 
 def apart(

@@ -59,7 +59,7 @@ class Resolver:
         self.registry = dict(spec.get("registry") or {})
         if self.registry.get("unsupported"):
             raise UserError(f"{self.id}: not supported: {self.registry['unsupported']}")
-        read_layout = read(self.snapshot)
+        read_layout = read(self.snapshot, spec.get("kind") or "dense")
         self.layout = read_layout or Layout()
         base = self.snapshot / self.layout.base
         self.base = base

@@ -18,12 +18,15 @@ Attention = Literal["causal", "bidirectional"]
 Pooling = Literal[
     "mean", "cls", "last_token", "max", "weightedmean", "mean_sqrt_len_tokens", "modules"
 ]
-Kind = Literal["dense", "sparse", "multivector", "reranker"]
+# What a text becomes: one vector, weights of terms, a vector for each token.
+Vectors = Literal["dense", "sparse", "multivector"]
+Kind = Literal[Vectors, "reranker"]
 # Who may state a fact, in the order in which they are asked.
 Source = Literal["config", "registry", "sentence-transformers", "FlagEmbedding", "checkpoint"]
 
 ROLES: tuple[Role, ...] = get_args(Role)
-KINDS: tuple[Kind, ...] = get_args(Kind)
+VECTORS: tuple[Vectors, ...] = get_args(Vectors)
+KINDS: tuple[Kind, ...] = (*VECTORS, "reranker")
 SOURCES: tuple[Source, ...] = get_args(Source)
 POOLINGS: tuple[Pooling, ...] = tuple(p for p in get_args(Pooling) if p != "modules")
 AUTO = "auto"
@@ -88,6 +91,13 @@ _BY_CHECKPOINT: tuple[Source, ...] = ("config", "registry", "checkpoint")
 TABLE: dict[str, Fact] = {
     fact.name: fact
     for fact in (
+        Fact(
+            "kind",
+            _enum(AUTO, *VECTORS),
+            "what a text becomes: one vector, weights of terms (SPLADE), or a vector for each "
+            "token (ColBERT); auto: as the registry knows it, else dense",
+            stated_by=_BY_HAND,
+        ),
         Fact(
             "native",
             _FLAG,

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from .facts_table import VECTORS
+
 PROMPTS = ("query_prompt", "passage_prompt")
 
 
@@ -27,7 +29,12 @@ def read_models(registry: Path) -> dict[str, dict[str, Any]]:
     """Every known model's entry by hub id (schema: rules/schemas/models.schema.json)."""
     text = (registry / "models.yaml").read_text(encoding="utf-8")
     by_hand: dict[str, dict[str, Any]] = yaml.load(text, yaml.CSafeLoader)["models"]
-    known: dict[str, dict[str, Any]] = dict(_generated(registry).get("models", {}))
+    generated = _generated(registry)
+    known: dict[str, dict[str, Any]] = dict(generated.get("models", {}))
+    for model_id, entry in known.items():
+        kind = generated.get("about", {}).get(model_id, {}).get("kind")
+        if kind in VECTORS and kind != "dense":
+            known[model_id] = {"kind": kind} | entry
     for model_id, entry in by_hand.items():
         known[model_id] = laid_over(known.get(model_id, {}), entry)
     return known

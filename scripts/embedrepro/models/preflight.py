@@ -27,7 +27,7 @@ from typing import Any
 
 from ..errors import UserError, printable
 from ..files import read_json, write_record
-from .comparison import compare, loads
+from .comparison import compare, compare_many
 from .examination import FULL_BYTES, Finding, examine, finding, weight_bytes
 
 TIMEOUT = 600  # seconds for one child
@@ -64,7 +64,7 @@ def examined(staged: Path, record: dict[str, Any]) -> list[Finding]:
 
         return examine_reranker(staged, record)
     if record.get("kind", "dense") != "dense":
-        return loads(staged, record)
+        return compare_many(staged, record)
     if record.get("beyond") and record["pooling"] == "modules" and not record["modules"]:
         return compare(staged, record)  # sentence-transformers' own modules, nothing else to probe
     findings = own_code(staged, record) if record["code"] else native(staged)

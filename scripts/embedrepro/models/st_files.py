@@ -16,7 +16,9 @@ from ..files import read_json
 from .facts_table import POOLINGS, Kind, Pooling, Role
 from .tensors import shapes
 
-OWN = "sentence_transformers."  # where a module's type begins that is not the repository's own
+# Where a module's type begins that is not the repository's own; of PyLate's modules
+# sentence-transformers makes its own.
+OWN = ("sentence_transformers.", "pylate.")
 # In the order in which sentence-transformers tries them; the first that holds anything counts.
 TRANSFORMER_FILES = (
     "sentence_bert_config.json",
@@ -63,11 +65,13 @@ KINDS_OF: dict[str, Kind] = {
     "SparseEncoder": "sparse",
     "MultiVectorEncoder": "multivector",
     "CrossEncoder": "reranker",
+    "ColBERT": "multivector",
 }
 MODEL_KEYS = {
     *("__version__", "model_type", "prompts", "default_prompt_name", "similarity_fn_name"),
     *("truncate_dim", "requirements"),
 }
+STANFORD = "artifact.metadata"  # ColBERT's own settings
 TRANSFORMER_KEYS = {
     *("max_seq_length", "do_lower_case", "unpad_inputs", "query_length", "document_length"),
     *("query_expansion", "transformer_task", "modality_config", "module_output_name"),
@@ -116,11 +120,31 @@ class Layout:
     tokenizer: dict[str, Any] = field(default_factory=dict)
 
 
-def read(snapshot: Path) -> Layout | None:
-    """The layout that modules.json describes, or None without one. Raises UserError."""
+def read(snapshot: Path, kind: Kind = "dense") -> Layout | None:
+    """The layout that modules.json describes, or None without one. Raises UserError.
+
+    A sparse or multi-vector model (`kind`) may have none: sentence-transformers knows its modules.
+    """
     if not (snapshot / "modules.json").is_file():
-        return None
+        return without_modules(snapshot, kind) if kind in ("sparse", "multivector") else None
     return _Reader(snapshot).run()
+
+
+def without_modules(snapshot: Path, kind: Kind) -> Layout:
+    """A masked language model, or ColBERT as Stanford's code saves it."""
+    layout = Layout(kind=kind, general=f"a {kind} model")
+    layout.beyond.append(layout.general or "")
+    layout.facts = {"pooling": "modules", "normalize": False}
+    layout.facts |= {"query_prompt": "", "passage_prompt": ""}
+    if (snapshot / STANFORD).is_file():
+        said = json_object(snapshot / STANFORD)
+        lengths = {"query": said.get("query_maxlen"), "passage": said.get("doc_maxlen")}
+        layout.facts |= {
+            "query_prompt": (said.get("query_token_id") or "[unused0]") + " ",
+            "passage_prompt": (said.get("doc_token_id") or "[unused1]") + " ",
+            "max_length": {role: n for role, n in lengths.items() if n},
+        }
+    return layout
 
 
 class _Reader:
@@ -137,6 +161,8 @@ class _Reader:
         layout.general = self.obstacle(rows, names)
         model = json_object(self.snapshot / "config_sentence_transformers.json", {})
         self.model_settings(model)
+        if layout.kind in ("sparse", "multivector"):
+            layout.general = layout.general or f"a {layout.kind} model"
         transformer = rows[0][1] if names[0] == "Transformer" else ""
         layout.base = transformer
         if layout.general and not (self.snapshot / layout.base / "config.json").is_file():
@@ -150,9 +176,24 @@ class _Reader:
         else:
             layout.beyond.append(layout.general)
             layout.facts["pooling"] = "modules"
+            if layout.kind == "multivector":
+                self.late_interaction(model)
             layout.dimension = self.dimension([(n, r[1]) for n, r in zip(names, rows, strict=True)])
-        layout.facts["normalize"] = normalize(names, model)
+        # Sparse and token vectors are as their modules make them.
+        many = layout.kind in ("sparse", "multivector")
+        layout.facts["normalize"] = False if many else normalize(names, model)
         return layout
+
+    def late_interaction(self, model: dict[str, Any]) -> None:
+        """PyLate's settings: lengths by role, and marks that sentence-transformers puts itself."""
+        stated = {"query": model.get("query_length"), "passage": model.get("document_length")}
+        if any(stated.values()):
+            self.layout.facts["max_length"] = {role: n for role, n in stated.items() if n}
+        texts = model.get("prompts") or {}
+        for fact, name in (("query_prompt", "query"), ("passage_prompt", "document")):
+            if f"{name}_prefix" in model:
+                prefix = model[f"{name}_prefix"] or ""
+                self.layout.facts[fact] = prefix + (texts.get(name) or "").removeprefix(prefix)
 
     def rows(self) -> list[tuple[str, str, list[str]]]:
         """(type, path, names of keyword arguments) of each module."""

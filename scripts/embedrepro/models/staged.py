@@ -7,6 +7,8 @@ from ..files import damaged, sha256
 from ..sources.snapshot import check_digests
 from .st_files import json_object
 
+CONFIGS = ("config.json", "modules.json")  # what names the classes that are loaded
+
 
 def verify_staged(staged: Path) -> None:
     """Check every staged file, weights too, against stage.json, before vectors are made of them.
@@ -26,7 +28,8 @@ def verify_code(staged: Path) -> dict[str, Any]:
     """Read stage.json; check that the code, and the config that names it, are as staged."""
     staged = Path(staged)
     record = json_object(staged / "stage.json")
-    expected = record["code"] | {"config.json": record["files"]["config.json"]["sha256"]}
+    named = {name: record["files"][name]["sha256"] for name in CONFIGS if name in record["files"]}
+    expected = record["code"] | named
     present = {path.relative_to(staged).as_posix() for path in staged.rglob("*.py")}
     for name in sorted(present | set(expected)):
         path = staged / name

@@ -21,7 +21,7 @@ from ..sources.hub import check_replaceable
 from ..sources.snapshot import check_digests, check_no_pointers, check_whole
 from .architectures import ENCODERS, native_class
 from .facts import Resolved, hidden_size, resolve
-from .facts_table import KINDS
+from .facts_table import KINDS, VECTORS
 from .remote_code import code_files, localize, refuse_elsewhere
 from .st_files import Layout, json_object, module_files
 from .tokenizer_files import TOKENIZER_FILES, refuse_bad_tokenizer, write_tokenizer
@@ -229,6 +229,8 @@ class _GeneralFolder(_Folder):
         reason = "asked for" if wanted != "auto" else str(self.layout.general)
         note_engine(self.decisions, "sentence_transformers", wanted, reason)
         full = self.layout.dimension or hidden_size(config)
+        if self.layout.kind == "sparse":  # a place for every term
+            full = json_object(self.base / "config.json", {}).get("vocab_size", full)
         if full is None:
             raise UserError(f"{self.snapshot}: nothing says how long its vectors are")
         architecture = str(config.get("model_type") or self.layout.first)
@@ -274,10 +276,14 @@ def check_kind(spec: Mapping[str, Any], layout: Layout) -> None:
     wanted = spec.get("kind") or "dense"
     if wanted not in KINDS:
         raise UserError(f"{printable(spec['id'])}: kind: {printable(wanted)} is not known")
-    if layout.kind != "dense" and layout.kind != wanted:
+    plain = layout.general is None and wanted in ("sparse", "multivector")
+    if layout.kind != wanted and (layout.kind != "dense" or plain):
+        other = (
+            f"set kind: {layout.kind}" if layout.kind in VECTORS else f"give it as {layout.kind}"
+        )
         raise UserError(
             f"{printable(spec['id'])}: its modules make a {layout.kind} model, not a {wanted} one; "
-            f"give it as {layout.kind}"
+            f"{other}"
         )
 
 

@@ -20,6 +20,12 @@ from .keys import key_of
 Spec = Mapping[str, Any]
 FIRST = 10  # ranks of a run that are float32's whatever it costs
 PIECE = "{piece}"
+# What lies beside the .npy of a piece, by the kind of its vectors; the sidecar first.
+BESIDE: dict[str, tuple[str, ...]] = {
+    "dense": ("json",),
+    "sparse": ("json", "columns.npy", "offsets.npy"),
+    "multivector": ("json", "offsets.npy"),
+}
 # A run is the same however it was cut: these steps put together what the others found.
 MERGES = {"merge": "search", "merge_reranked": "rerank"}
 MOST_AT_ONCE = 16  # pieces of a corpus that one process searches by itself
@@ -130,7 +136,7 @@ class Catalogue:
         spec = {
             "id": model.id,
             "model": model.name,
-            "kind": "reranker" if model.kind == "rerank" else "dense",
+            "kind": "reranker" if model.kind == "rerank" else model.kind,
             "source": model.source,
             "allow_pickle": model.allow_pickle,
             "trust_remote_code": model.trust_remote_code,
@@ -215,7 +221,7 @@ class Catalogue:
                     f"{folder}/corpus-{piece}-of-{of}.npy",
                     spec,
                     inputs,
-                    (f"{folder}/corpus-{piece}-of-{of}.json",),
+                    beside(model, f"{folder}/corpus-{piece}-of-{of}"),
                     piece,
                     label,
                     seconds,
@@ -262,7 +268,7 @@ class Catalogue:
                 f"{folder}/{split}-queries.npy",
                 spec,
                 (stage.path, source.path),
-                (f"{folder}/{split}-queries.json",),
+                beside(model, f"{folder}/{split}-queries"),
                 label=f"{model.id} on {dataset.name} {split}",
             )
         )
@@ -270,7 +276,7 @@ class Catalogue:
     # Runs
 
     def run(self, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
-        return METHODS[model.kind](self, model, dataset, split)
+        return METHODS[model.kind].run(self, model, dataset, split)
 
     def hits(
         self,
@@ -399,7 +405,7 @@ class Catalogue:
 
     def encoded(self, model: Model, dataset: ResolvedDataset, split: str) -> list[str]:
         """Queries and corpus: their vectors' sidecars say how both were encoded."""
-        if model.kind != "dense":
+        if not encodes(model):
             return []
         passages = self.passages(model, dataset)[0].path
         return [self.queries(model, dataset, split).path, pattern(passages)]
@@ -413,6 +419,16 @@ class Catalogue:
                         continue
                     run = self.run(model, dataset, split)
                     yield Row(model, dataset, split, run, self.scores(model, dataset, split))
+
+
+def encodes(model: Model) -> bool:
+    """Whether a row is made from vectors of its own."""
+    return METHODS[model.kind].encodes
+
+
+def beside(model: Model, stem: str) -> tuple[str, ...]:
+    """The files beside the vectors `stem`.npy."""
+    return tuple(f"{stem}.{end}" for end in BESIDE[model.kind])
 
 
 def row_name(model: str, dataset: str, split: str) -> str:
@@ -471,6 +487,7 @@ def corpus_precision(model: Model, size: Estimate, tflops: float) -> dict[str, A
     """What a corpus is computed in, and whether its layers are compiled: by the amount of work."""
     stated = model.facts.get("dtype", model.known.get("dtype", "auto"))
     little = cost.encode_work(model, size.characters) < cost.LITTLE
+    little = little or not METHODS[model.kind].refines
     if stated != "auto":
         dtype = str(stated)
     else:
@@ -490,11 +507,11 @@ def key_in(path: str) -> str:
     return (name if len(name) > 12 and name[-13] == "-" else parts[-2])[-12:]
 
 
-def dense_run(c: Catalogue, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
+def searched_run(c: Catalogue, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
     passages, queries = c.passages(model, dataset), c.queries(model, dataset, split)
     parts = [key_in(passages[0].path), key_in(queries.path)]
     spec = {"vectors": queries.path, "pieces": pattern(passages[0].path)}
-    if passages[0].spec["dtype"] != "float32":
+    if METHODS[model.kind].refines and passages[0].spec["dtype"] != "float32":
         return c.refined_run(model, dataset, split, parts, spec)
     if len(passages) <= MOST_AT_ONCE:
         inputs = (queries.path, spec["pieces"])
@@ -561,11 +578,25 @@ def foreign_run(c: Catalogue, model: Model, dataset: ResolvedDataset, split: str
     return c.run_artifact("run", model, dataset, split, parts, spec, (source.path,))
 
 
-Method = Callable[[Catalogue, Model, ResolvedDataset, str], Artifact]
+@dataclass(frozen=True)
+class Method:
+    """How rows of one kind are made.
+
+    `encodes`: from vectors of their own. `refines`: a corpus may be stored in a fast precision, of
+    which the first ranks are encoded again in float32.
+    """
+
+    run: Callable[[Catalogue, Model, ResolvedDataset, str], Artifact]
+    encodes: bool = False
+    refines: bool = False
+
+
 METHODS: dict[str, Method] = {
-    "dense": dense_run,
-    "bm25": bm25_run,
-    "fuse": fused_run,
-    "rerank": reranked_run,
-    "run": foreign_run,
+    "dense": Method(searched_run, encodes=True, refines=True),
+    "sparse": Method(searched_run, encodes=True),
+    "multivector": Method(searched_run, encodes=True),
+    "bm25": Method(bm25_run),
+    "fuse": Method(fused_run),
+    "rerank": Method(reranked_run),
+    "run": Method(foreign_run),
 }

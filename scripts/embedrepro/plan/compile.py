@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .artifacts import Artifact, Catalogue, Outside, Row, key_in, pattern
+from .artifacts import Artifact, Catalogue, Outside, Row, encodes, key_in, pattern
 from .config import Experiment
 from .jobs import Job, make_job, make_jobs
 from .keys import key_of
@@ -53,9 +53,9 @@ def report_artifact(
 ) -> Artifact:
     """The report of all rows: a folder, whose provenance.json is written last."""
     experiment = catalogue.experiment
-    dense = [row for row in rows if row.model.kind == "dense"]
+    encoded = [row for row in rows if encodes(row.model)]
     vectors: dict[str, dict[str, Any]] = {}
-    for row in dense:
+    for row in encoded:
         parts = catalogue.passages(row.model, row.dataset)
         queries = catalogue.queries(row.model, row.dataset, row.split)
         for part, artifact in ((f"{row.split}-queries", queries), ("corpus", parts[0])):
@@ -67,8 +67,8 @@ def report_artifact(
                 "of": artifact.spec["of"],
                 "sidecar": pattern(sidecar) if part == "corpus" else sidecar,
             }
-    stages = {row.model.slug: catalogue.stage(row.model) for row in dense}
-    preflights = {row.model.slug: catalogue.preflight(row.model).path for row in dense}
+    stages = {row.model.slug: catalogue.stage(row.model) for row in encoded}
+    preflights = {row.model.slug: catalogue.preflight(row.model).path for row in encoded}
     spec = {
         "experiment": experiment.name,
         "command": command,

@@ -13,10 +13,11 @@ from .. import names
 from ..datasets.registry import Registry, ResolvedDataset, resolve
 from ..errors import UserError, printable
 from ..evaluation import metrics
+from ..models.facts_table import AUTO, Vectors
 from ..schema import nearest, validate
 from .keys import key_of
 
-Kind = Literal["dense", "bm25", "fuse", "rerank", "run"]
+Kind = Literal[Vectors, "bm25", "fuse", "rerank", "run"]
 ROWS: tuple[Kind, ...] = ("bm25", "fuse", "rerank", "run")  # rows that are no embedding model
 LOCAL = ("path", "demo")  # sources that count by their files' digest, wherever they lie
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -180,7 +181,7 @@ def read_model(
     file_digest: Callable[[str], str],
 ) -> Model:
     slug = names.entry_slug(entry)
-    kind: Kind = next((k for k in ROWS if k in entry), "dense")
+    kind: Kind = next((k for k in ROWS if k in entry), vectors_of(entry, known))
     if kind == "run":
         stated = entry["run"]
         files = stated if isinstance(stated, Mapping) else {"": stated}
@@ -197,6 +198,7 @@ def read_model(
             f"config.models: '{printable(entry['id'], 80)}' has mirrors but no sha256: a mirror "
             "could send any bytes under this revision; pin the weights with sha256: {file: digest}"
         )
+    facts = {k: v for k, v in entry.items() if k not in NO_FACTS | {kind, "trust_remote_code"}}
     return Model(
         id=entry["id"],
         slug=slug,
@@ -209,9 +211,16 @@ def read_model(
         allow_pickle=entry.get("allow_pickle", False),
         trust_remote_code=entry.get("trust_remote_code", False),
         precision=entry.get("precision", "exact"),
-        facts={k: v for k, v in entry.items() if k not in NO_FACTS | {kind, "trust_remote_code"}},
+        facts={k: v for k, v in facts.items() if (k, v) != ("kind", AUTO)},
         known=known,
     )
+
+
+def vectors_of(entry: Mapping[str, Any], known: Mapping[str, Any]) -> Vectors:
+    """What a text becomes: known before a model is there, since its files' names depend on it."""
+    stated = entry.get("kind", AUTO)
+    kind: Vectors = known.get("kind", "dense") if stated == AUTO else stated
+    return kind
 
 
 def identity(source: Mapping[str, Any], path_digest: Callable[[str], str]) -> Mapping[str, Any]:

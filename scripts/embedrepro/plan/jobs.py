@@ -134,7 +134,7 @@ def model_jobs(catalogue: Catalogue, model: Model, rows: Sequence[Row]) -> list[
     ]
     if model.kind == "rerank":
         return jobs + rerank_jobs(catalogue, model, runs)
-    return jobs + dense_jobs(catalogue, model, rows)
+    return jobs + encode_jobs(catalogue, model, rows)
 
 
 def rerank_jobs(catalogue: Catalogue, model: Model, runs: Sequence[Artifact]) -> list[Job]:
@@ -150,7 +150,7 @@ def rerank_jobs(catalogue: Catalogue, model: Model, runs: Sequence[Artifact]) ->
     return [*jobs, make_job(model.slug, "merge", runs, model.id)]
 
 
-def dense_jobs(catalogue: Catalogue, model: Model, rows: Sequence[Row]) -> list[Job]:
+def encode_jobs(catalogue: Catalogue, model: Model, rows: Sequence[Row]) -> list[Job]:
     """Encoding and search of all of a model's rows: one process where the work is little."""
     datasets = {row.dataset.name: row.dataset for row in rows}.values()
     preflight = catalogue.preflight(model)

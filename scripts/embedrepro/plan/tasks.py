@@ -98,9 +98,18 @@ def rounding(spec: Mapping[str, Any]) -> dict[str, Any]:
             "exact_depth": found["exact_depth"],
             "exact_error": FLOAT32_ERROR,
         }
-    if spec["encoded"] and read_json(next(iter(spec["encoded"])))["settings"]["normalize"]:
-        return {"score_error": FLOAT32_ERROR}
+    if spec["encoded"]:
+        sidecar = read_json(next(iter(spec["encoded"])))
+        if "format" not in sidecar and sidecar["settings"]["normalize"]:
+            return {"score_error": FLOAT32_ERROR}
     return {}
+
+
+def dimension(sidecar: Mapping[str, Any]) -> int:
+    """Length of a vector, or the number of terms that a sparse one has a place for."""
+    if "shape" in sidecar:
+        return int(sidecar["shape"][1])
+    return int(sidecar.get("width") or sidecar["files"]["tokens"]["shape"][1])
 
 
 def encoded_facts(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,7 +122,8 @@ def encoded_facts(spec: Mapping[str, Any]) -> dict[str, Any]:
         facts.setdefault("max_length", {})[role] = settings["max_length"][role]
         cut = facts.setdefault("truncated", {})
         cut[role] = cut.get(role, 0) + sidecar["truncated"]
-        facts["dimensions"], facts["dimension"] = settings.get("dimensions"), sidecar["shape"][1]
+        facts["kind"] = settings["kind"]
+        facts["dimensions"], facts["dimension"] = settings.get("dimensions"), dimension(sidecar)
         if role == "passage":
             facts["dtype"] = sidecar["compute_dtype"]
             refined = spec["refined"] and read_json(spec["refined"])["exact_depth"]

@@ -25,6 +25,8 @@ NOTICES = re.compile(r"(README|LICEN[CS]E|NOTICE)[^/]*", re.IGNORECASE)
 STANDARD = re.compile(r"(model|adapter_model)(-\d+-of-\d+)?\.safetensors")
 PICKLES = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 MODULE_FOLDER = re.compile(r"\d+_\w+")  # sentence-transformers' own names: 1_Pooling, 2_Dense
+ROUTE_FOLDER = re.compile(r"\w+_\d+_\w+")  # and within a Router: query_0_SparseStaticEmbedding
+OTHERS = ("artifact.metadata",)  # Stanford's ColBERT
 
 
 class Unreachable(Exception):
@@ -67,7 +69,9 @@ def choose(names: Iterable[str], modules: list[str] | None = None) -> list[str]:
 def _is_module(folder: str, declared: list[str] | None) -> bool:
     if declared is None:
         return MODULE_FOLDER.fullmatch(folder) is not None
-    return folder in declared
+    above, _, name = folder.rpartition("/")
+    nested = ROUTE_FOLDER.fullmatch(name) is not None and (not above or above in declared)
+    return folder in declared or nested
 
 
 def _choose_in_folder(names: list[str]) -> list[str]:
@@ -79,7 +83,7 @@ def _choose_in_folder(names: list[str]) -> list[str]:
     texts = [
         name
         for name in names
-        if (base[name].endswith(TEXTS) or NOTICES.fullmatch(base[name]))
+        if (base[name].endswith((*TEXTS, *OTHERS)) or NOTICES.fullmatch(base[name]))
         and base[name] != MANIFEST
         and not (tensors and base[name].endswith(".bin.index.json"))
     ]

@@ -1,0 +1,115 @@
+"""Sparse and multi-vector models from a config to metrics.tsv, held against sentence-transformers'
+own encoders; the demonstration's passages in one piece and in three."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import REPOSITORY, snakemake
+from sentence_transformers import MultiVectorEncoder, SparseEncoder
+
+sys.path.insert(0, str(REPOSITORY / "tests" / "unit"))
+from format_models import colbert, splade, texts
+
+PASSAGES, QUERIES = 70, 9
+TOP = 20
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A working directory in which both kinds ran to the report, with its config."""
+    root = tmp_path_factory.mktemp("kinds")
+    folder = root / "data"
+    (folder / "qrels").mkdir(parents=True)
+    for name, prefix, count, seed in (("corpus", "d", PASSAGES, 2), ("queries", "q", QUERIES, 1)):
+        rows = [{"_id": f"{prefix}{i}", "text": t} for i, t in enumerate(texts(count, seed))]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judged = "".join(f"q{i}\td{i}\t1\n" for i in range(QUERIES))
+    (folder / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}")
+    models = [
+        {"id": "me/Splade-1.0", "kind": "sparse", "source": {"path": str(splade(root / "splade"))}},
+        {
+            "id": "me/ColBERT-1.0",
+            "kind": "multivector",
+            "source": {"path": str(colbert(root / "colbert"))},
+        },
+    ]
+    config = {
+        "experiment": "kinds",
+        "models": models,
+        "datasets": [
+            {"name": name, "source": {"beir": str(folder)}, "splits": ["test"], "shards": shards}
+            for name, shards in (("whole", 1), ("parts", 3))
+        ],
+        "retrieve": {"top_k": TOP},
+        "evaluate": {"metrics": ["nDCG@10", "R@20"]},
+    }
+    done = snakemake(root / "work", config=config)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root, config
+
+
+def run_of(root: Path, dataset: str, model: str) -> Path:
+    (path,) = (root / "work" / "store" / "runs" / dataset / "test").glob(f"{model}-*.trec")
+    return path
+
+
+def read_run(path: Path) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for line in path.read_text().splitlines():
+        query, _, doc, _, score, _ = line.split()
+        found.setdefault(query, {})[doc] = float(score)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("model", "folder", "encoder"),
+    [
+        ("me__Splade-1_0", "splade", SparseEncoder),
+        ("me__ColBERT-1_0", "colbert", MultiVectorEncoder),
+    ],
+)
+def test_scores_are_sentence_transformers_own(made, model, folder, encoder):
+    peer = encoder(str(made[0] / folder), device="cpu")
+    queries = peer.encode_query(texts(QUERIES, 1), batch_size=1)
+    passages = peer.encode_document(texts(PASSAGES, 2), batch_size=1)
+    expected = np.asarray(peer.similarity(queries, passages))
+    found = read_run(run_of(made[0], "whole", model))
+    assert len(found) == QUERIES
+    for number in range(QUERIES):
+        hits = found[f"q{number}"]
+        rows = [int(doc[1:]) for doc in hits]
+        np.testing.assert_allclose(list(hits.values()), expected[number, rows], rtol=1e-5)
+        best = np.sort(expected[number])[::-1][:TOP]
+        np.testing.assert_allclose(list(hits.values()), best, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["me__Splade-1_0", "me__ColBERT-1_0"])
+def test_shards_change_no_byte_of_a_run(made, model):
+    whole, parts = (run_of(made[0], name, model).read_bytes() for name in ("whole", "parts"))
+    assert whole == parts
+
+
+def test_every_row_has_its_metrics(made):
+    path = made[0] / "work" / "results" / "kinds" / "metrics.tsv"
+    with path.open() as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert {(row["model"], row["dataset"]) for row in rows} == {
+        (model, dataset)
+        for model in ("me__Splade-1_0", "me__ColBERT-1_0")
+        for dataset in ("whole", "parts")
+    }
+
+
+def test_a_kind_that_the_files_contradict_is_one_line(made):
+    root, config = made
+    models = [dict(config["models"][0])]
+    del models[0]["kind"]
+    done = snakemake(root / "wrong", config=config | {"models": models})
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "its modules make a sparse model, not a dense one; set kind: sparse" in said
+    assert "Traceback" not in said
