@@ -35,6 +35,10 @@ def main() -> None:
         options = task.options
         pieces = [encode_piece(a) for a in vectors]
         task.attempt(encode_pieces, staged, pieces, options.device, options.tokens_per_batch)
+    if cuts := task.missing("cut", ready=True):
+        from embedrepro.plan.tasks import cut_vectors
+
+        task.each(cuts, cut_vectors)
     # A row whose vectors couldn't be made is left; the others are searched.
     if runs := task.missing("search", ready=True):
         from embedrepro.plan.tasks import search_row

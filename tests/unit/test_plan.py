@@ -164,6 +164,81 @@ def test_rows_that_differ_in_the_query_prompt_share_their_passages():
     assert (len(corpora), len(queries)) == (1, 2)
 
 
+@pytest.mark.parametrize(
+    ("kind", "files"),
+    [
+        ("dense", {"npy", "json"}),
+        ("sparse", {"npy", "json", "columns.npy", "offsets.npy"}),
+        ("multivector", {"npy", "json", "offsets.npy"}),
+    ],
+)
+def test_a_kind_of_vectors_has_its_files(kind, files):
+    built = experiment(models=[{"id": "Org/Known-1.5B", "kind": kind}])
+    catalogue = Catalogue(built, outside(built))
+    (piece, *_) = catalogue.passages(built.models[0], built.datasets[0])
+    stem = piece.path.removesuffix("npy")
+    assert {path.removeprefix(stem) for path in piece.outputs} == files
+    assert catalogue.stage(built.models[0]).spec["kind"] == kind
+
+
+def test_a_kind_is_part_of_the_keys_and_auto_is_the_registry_s():
+    stated = keys(experiment(models=[{"id": "Org/Known-1.5B", "kind": "sparse"}]))
+    assert changed(keys(experiment()), stated) == {"stage", *ALL}
+    auto = keys(experiment(models=[{"id": "Org/Known-1.5B", "kind": "auto"}]))
+    assert auto == keys(experiment())
+    known = {"Org/Known-1.5B": KNOWN_MODELS["Org/Known-1.5B"] | {"kind": "multivector"}}
+    config = {"experiment": "t", "models": [{"id": "Org/Known-1.5B"}], "datasets": ["beir/scifact"]}
+    built = read_experiment(config, SCHEMA, known, KNOWN_DATASETS, str, str)
+    assert built.models[0].kind == "multivector"
+
+
+def test_only_dense_vectors_are_refined():
+    def runs(kind):
+        models = [{"id": "Org/Known-1.5B", "kind": kind}]
+        made = plan(models=models, datasets=["msmarco-passage"])
+        passages = [a for a in made.artifacts.values() if a.step == "encode" and a.piece == 1]
+        steps = {a.step for a in made.artifacts.values() if a.path.endswith(".trec")}
+        return passages[0].spec["dtype"], steps
+
+    assert runs("dense") == ("fast", {"refine"})
+    assert runs("sparse") == ("float32", {"search"})
+
+
+def test_several_dimensions_are_rows_of_one_encoding():
+    made = plan(models=[{"id": "Org/Known-1.5B", "dimensions": [64, 128]}])
+    steps = [a.step for a in made.artifacts.values()]
+    assert (steps.count("encode"), steps.count("cut"), steps.count("search")) == (2, 4, 2)
+    (job,) = (job for job in made.jobs if job.rule == "encode")
+    assert [made.artifacts[path].step for path in job.artifacts] == [
+        *("preflight", "encode", "encode"),
+        *["cut"] * 4,
+        *["search"] * 2,
+    ]
+    slugs = {a.spec["model"] for a in made.artifacts.values() if a.step == "score"}
+    assert slugs == {"Org__Known-1_5B__d64", "Org__Known-1_5B__d128"}
+
+
+def test_a_large_corpus_is_cut_where_it_is_encoded():
+    models = [{"id": "Org/Known-1.5B", "dimensions": [64, 128]}]
+    made = plan(models=models, datasets=["msmarco-passage"])
+    for job in made.jobs:
+        mine = set(job.artifacts)
+        for path in job.artifacts:
+            artifact = made.artifacts[path]
+            assert artifact.step != "cut" or set(artifact.inputs) <= mine
+    runs = [a for a in made.artifacts.values() if a.step == "refine"]
+    assert {run.spec["dimensions"] for run in runs} == {64, 128}
+    assert len({run.spec["refined"] for run in runs}) == 2
+
+
+def test_a_row_of_several_dimensions_is_called_by_its_own_name():
+    dense = {"id": "Org/Known-1.5B", "dimensions": [64, 128]}
+    fuse = {"id": "F", "fuse": {"runs": ["Org__Known-1_5B__d128", "BM25"]}}
+    made = plan(models=[dense, {"id": "BM25", "bm25": {}}, fuse])
+    (run,) = (a for a in made.artifacts.values() if a.step == "fuse")
+    assert "__d128-" in run.spec["runs"][0]
+
+
 def test_splits_of_one_corpus_are_one_dataset():
     built = experiment(datasets=["msmarco-passage/dl19", "msmarco-passage/dev"])
     (dataset,) = built.datasets

@@ -11,11 +11,14 @@ import pytest
 from helpers import REPOSITORY, snakemake
 from sentence_transformers import MultiVectorEncoder, SparseEncoder
 
-sys.path.insert(0, str(REPOSITORY / "tests" / "unit"))
-from format_models import colbert, splade, texts
+sys.path[:0] = [str(REPOSITORY / "tests" / part) for part in ("unit", "journeys")]
+from format_models import colbert, splade, texts  # noqa: E402
+from stand_ins import bert  # noqa: E402
 
 PASSAGES, QUERIES = 70, 9
 TOP = 20
+CUTS = [8, 16]
+ROWS = ["me__Splade-1_0", "me__ColBERT-1_0", *(f"me__Dense-1_0__d{cut}" for cut in CUTS)]
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +38,15 @@ def made(tmp_path_factory):
             "id": "me/ColBERT-1.0",
             "kind": "multivector",
             "source": {"path": str(colbert(root / "colbert"))},
+        },
+        {
+            "id": "me/Dense-1.0",
+            "source": {"path": str(bert(root / "dense"))},
+            "pooling": "mean",
+            "normalize": True,
+            "query_prompt": "",
+            "passage_prompt": "",
+            "dimensions": CUTS,
         },
     ]
     config = {
@@ -87,7 +99,30 @@ def test_scores_are_sentence_transformers_own(made, model, folder, encoder):
         np.testing.assert_allclose(list(hits.values()), best, rtol=1e-5)
 
 
-@pytest.mark.parametrize("model", ["me__Splade-1_0", "me__ColBERT-1_0"])
+@pytest.mark.parametrize("cut", CUTS)
+def test_dimensions_are_cut_from_one_encoding(made, cut):
+    store = made[0] / "work" / "store"
+    sidecars = [json.loads(p.read_text()) for p in store.glob("vectors/whole/me__Dense*/*.json")]
+    whole = {s["role"]: s for s in sidecars if "made_from" not in s}
+    assert len(sidecars) == 2 + 2 * len(CUTS) and len(whole) == 2
+    (queries, passages) = (
+        np.load(path.with_suffix(".npy"))
+        for role in ("query", "passage")
+        for path in store.glob("vectors/whole/me__Dense*/*.json")
+        if json.loads(path.read_text())["sha256"] == whole[role]["sha256"]
+    )
+    queries, passages = (
+        v[:, :cut] / np.linalg.norm(v[:, :cut], axis=1)[:, None] for v in (queries, passages)
+    )
+    expected = queries @ passages.T
+    found = read_run(run_of(made[0], "whole", f"me__Dense-1_0__d{cut}"))
+    for number in range(QUERIES):
+        hits = found[f"q{number}"]
+        rows = [int(doc[1:]) for doc in hits]
+        np.testing.assert_allclose(list(hits.values()), expected[number, rows], atol=1e-6)
+
+
+@pytest.mark.parametrize("model", ROWS)
 def test_shards_change_no_byte_of_a_run(made, model):
     whole, parts = (run_of(made[0], name, model).read_bytes() for name in ("whole", "parts"))
     assert whole == parts
@@ -98,9 +133,7 @@ def test_every_row_has_its_metrics(made):
     with path.open() as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert {(row["model"], row["dataset"]) for row in rows} == {
-        (model, dataset)
-        for model in ("me__Splade-1_0", "me__ColBERT-1_0")
-        for dataset in ("whole", "parts")
+        (model, dataset) for model in ROWS for dataset in ("whole", "parts")
     }
 
 

@@ -19,15 +19,22 @@ class Again:
     """Vectors of rows of a corpus, taken from the folder `kept` or encoded, then kept there.
 
     `load` gives the float32 engine, asked for once, when a row isn't there. `prompt`: what stands
-    before each passage (None: as staged), `title`: join or drop. A vector doesn't depend on the
+    before each passage (None: as staged), `title`: join or drop, `dimensions`: how many numbers of
+    a vector are kept (None: as staged). A vector doesn't depend on the
     others it is encoded with, so which searches asked for it is nowhere to be seen.
     """
 
     def __init__(
-        self, load: Callable[[], Engine], corpus: Path, prompt: str | None, title: str, kept: Path
+        self,
+        load: Callable[[], Engine],
+        corpus: Path,
+        prompt: str | None,
+        title: str,
+        kept: Path,
+        dimensions: int | None = None,
     ) -> None:
         self.load, self.corpus, self.prompt, self.title = load, corpus, prompt, title
-        self.kept = kept
+        self.kept, self.dimensions = kept, dimensions
         self.encoded = 0  # rows that this process had to encode
 
     @cached_property
@@ -58,7 +65,9 @@ class Again:
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
         """Encode `rows`, sorted, and keep their vectors."""
-        parts = self.engine.encode(self.texts(rows), "passage", prompt=self.prompt)
+        parts = self.engine.encode(
+            self.texts(rows), "passage", prompt=self.prompt, dimensions=self.dimensions
+        )
         vectors: np.ndarray | None = None
         for part in parts:
             if vectors is None:

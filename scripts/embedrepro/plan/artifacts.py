@@ -273,6 +273,28 @@ class Catalogue:
             )
         )
 
+    def searched(self, model: Model, dataset: ResolvedDataset) -> list[Artifact]:
+        """A corpus' vectors as a row searches them."""
+        return [self.cut_of(model, dataset, piece) for piece in self.passages(model, dataset)]
+
+    def asked(self, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
+        """A split's queries as a row asks them."""
+        return self.cut_of(model, dataset, self.queries(model, dataset, split))
+
+    def cut_of(self, model: Model, dataset: ResolvedDataset, whole: Artifact) -> Artifact:
+        """The first numbers of vectors, where a row has only some."""
+        if model.cut is None:
+            return whole
+        key = key_of("cut", key_in(whole.path), model.cut)
+        folder = self.path("vectors", dataset.slug, f"{model.name}-{key}")
+        path = f"{folder}/{whole.path.rpartition('/')[2]}"
+        spec = {"whole": pattern(whole.path), "dimensions": model.cut} | {
+            name: whole.spec[name] for name in ("dtype", "of", "dataset")
+        }
+        files, inputs = beside(model, path.removesuffix(".npy")), (whole.path,)
+        label = f"{whole.label}, {model.cut} dimensions"
+        return self.add(Artifact("cut", path, spec, inputs, files, whole.piece, label))
+
     # Runs
 
     def run(self, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
@@ -320,6 +342,7 @@ class Catalogue:
         change the first ranks encoded again in float32; with `precision: fast` only measured."""
         settings, facts = self.passage_settings(model, dataset)
         exact = settings | {"dtype": "float32", "compiled": False}
+        exact |= {"dimensions": model.cut} if model.cut else {}
         key = key_of("encode", facts(exact), key_in(self.corpus(dataset).path))
         depths = refined_depths(self.experiment.metrics) if model.precision == "exact" else []
         again = {
@@ -327,6 +350,7 @@ class Catalogue:
             "staged": self.stage(model).spec["folder"],
             "prompt": settings["prompt"],
             "title": dataset.title,
+            "dimensions": model.cut,
             "refined": self.path("refined", dataset.slug, f"{model.name}-{key}"),
         }
         stage, corpus = self.stage(model).path, self.corpus(dataset).path
@@ -407,8 +431,8 @@ class Catalogue:
         """Queries and corpus: their vectors' sidecars say how both were encoded."""
         if not encodes(model):
             return []
-        passages = self.passages(model, dataset)[0].path
-        return [self.queries(model, dataset, split).path, pattern(passages)]
+        passages = self.searched(model, dataset)[0].path
+        return [self.asked(model, dataset, split).path, pattern(passages)]
 
     def rows(self) -> Iterator[Row]:
         """Every row of the report: a model, a dataset and a split."""
@@ -508,7 +532,7 @@ def key_in(path: str) -> str:
 
 
 def searched_run(c: Catalogue, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
-    passages, queries = c.passages(model, dataset), c.queries(model, dataset, split)
+    passages, queries = c.searched(model, dataset), c.asked(model, dataset, split)
     parts = [key_in(passages[0].path), key_in(queries.path)]
     spec = {"vectors": queries.path, "pieces": pattern(passages[0].path)}
     if METHODS[model.kind].refines and passages[0].spec["dtype"] != "float32":

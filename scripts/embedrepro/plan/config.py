@@ -30,7 +30,8 @@ class Model:
     """A row of the report: an embedding model, or a BM25, fusion, reranking or foreign run.
 
     `source` is what its bytes are: a pin, or the digest of a local folder. `facts` are those that
-    the user states, `known` is the registry's entry.
+    the user states, `known` is the registry's entry. `cut`: how many numbers of each vector count
+    in this row, where the config asks for several lengths of one encoding.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Model:
     precision: Literal["exact", "fast"] = "exact"
     facts: Mapping[str, Any] = field(default_factory=dict)
     known: Mapping[str, Any] = field(default_factory=dict)
+    cut: int | None = None
 
     @property
     def name(self) -> str:
@@ -89,8 +91,9 @@ class Experiment:
     def __post_init__(self) -> None:
         check_rows(self.models)
 
-    def model(self, model_id: str) -> Model:
-        return next(m for m in self.models if m.id == model_id)
+    def model(self, name: str) -> Model:
+        """The row of an id, or of a row's own name where an id has several."""
+        return rows_by_name(self.models)[name]
 
 
 def absolute_paths(config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -143,14 +146,15 @@ def read_experiment(
         metrics.parse(metric)
     check_depth(evaluate["metrics"], config["retrieve"]["top_k"])
     names.check_entries(config["models"])
+    names.check_entries([entry for entry, _ in entries(config["models"])])
     resolved = resolve(config["datasets"], datasets)
     published = config.get("published") or []
     return Experiment(
         name=config["experiment"],
         store=config["store"],
         models=tuple(
-            read_model(entry, models.get(entry["id"], {}), path_digest, file_digest)
-            for entry in config["models"]
+            read_model(entry, models.get(entry["id"], {}), path_digest, file_digest, cut)
+            for entry, cut in entries(config["models"])
         ),
         datasets=tuple(resolved),
         top_k=config["retrieve"]["top_k"],
@@ -174,11 +178,24 @@ def check_depth(asked: Sequence[str], top_k: int) -> None:
             )
 
 
+def entries(models: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], int | None]]:
+    """The config's entries, one for each of several `dimensions`, with that number."""
+    for entry in models:
+        several = entry.get("dimensions")
+        if not isinstance(several, list):
+            yield entry, None
+            continue
+        shared = {k: v for k, v in entry.items() if k != "dimensions"}
+        for cut in several:
+            yield shared | {"alias": f"{names.entry_slug(entry)}__d{cut}"}, cut
+
+
 def read_model(
     entry: Mapping[str, Any],
     known: Mapping[str, Any],
     path_digest: Callable[[str], str],
     file_digest: Callable[[str], str],
+    cut: int | None = None,
 ) -> Model:
     slug = names.entry_slug(entry)
     kind: Kind = next((k for k in ROWS if k in entry), vectors_of(entry, known))
@@ -187,6 +204,11 @@ def read_model(
         files = stated if isinstance(stated, Mapping) else {"": stated}
         runs = {row: {"file": file, "digest": file_digest(file)} for row, file in files.items()}
         return Model(entry["id"], slug, kind, runs)
+    if cut is not None and kind != "dense":
+        raise UserError(
+            f"config.models: '{printable(entry['id'], 80)}': dimensions cut dense vectors; "
+            f"this row's kind is {kind}"
+        )
     options = dict(entry.get(kind, {}))
     if kind in ("bm25", "fuse"):
         return Model(entry["id"], slug, kind, options)
@@ -213,6 +235,7 @@ def read_model(
         precision=entry.get("precision", "exact"),
         facts={k: v for k, v in facts.items() if (k, v) != ("kind", AUTO)},
         known=known,
+        cut=cut,
     )
 
 
@@ -250,15 +273,23 @@ def moving(repository: str, revision: str | None) -> str:
 
 def check_rows(models: Sequence[Model]) -> None:
     """Fusions and rerankings name rows that exist, and never themselves in a circle."""
-    by_id = {m.id: m for m in models}
+    known = rows_by_name(models)
     for model in models:
         for other in model.builds_on:
-            if other not in by_id:
+            if other not in known:
                 raise UserError(
                     f"config.models: '{printable(model.id, 80)}' builds on "
-                    f"'{printable(other, 80)}', which is no row here{nearest(other, by_id)}"
+                    f"'{printable(other, 80)}', which is no row here{nearest(other, known)}"
                 )
     list(in_order(models))
+
+
+def rows_by_name(models: Sequence[Model]) -> dict[str, Model]:
+    """Rows by what others call them: an id stands for its first row, a slug for itself."""
+    known: dict[str, Model] = {}
+    for name, model in [(m.id, m) for m in models] + [(m.slug, m) for m in models]:
+        known.setdefault(name, model)
+    return known
 
 
 def in_order(models: Sequence[Model]) -> Iterator[Model]:
@@ -273,5 +304,5 @@ def in_order(models: Sequence[Model]) -> Iterator[Model]:
                 + ", ".join(printable(m.id, 80) for m in waiting)
             )
         yield from ready
-        done.update(m.id for m in ready)
+        done.update(name for m in ready for name in (m.id, m.slug))
         waiting = [m for m in waiting if m.id not in done]

@@ -6,7 +6,7 @@ never on the devices that happen to be there: every process that reads the plan 
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..datasets.local import local_kind
 from .artifacts import Artifact, Catalogue, Row, spread
@@ -78,14 +78,29 @@ def make_job(name: str, rule: str, artifacts: Sequence[Artifact], label: str = "
 def make_jobs(catalogue: Catalogue, rows: Sequence[Row]) -> list[Job]:
     """All jobs of an experiment, the report's not among them."""
     jobs = [*prepare_jobs(catalogue, rows)]
-    for model in in_order(catalogue.experiment.models):
-        of_model = [row for row in rows if row.model is model]
-        if not of_model:
-            continue
-        jobs += model_jobs(catalogue, model, of_model)
-        scores = [row.scores for row in of_model]
-        jobs.append(make_job(model.slug, "score", scores, model.id))
+    for models in families(in_order(catalogue.experiment.models)):
+        of_models = [row for row in rows if any(row.model is model for model in models)]
+        if of_models:
+            jobs += model_jobs(catalogue, of_models[0].model, of_models)
+        for model in models:
+            if scores := [row.scores for row in of_models if row.model is model]:
+                jobs.append(make_job(model.slug, "score", scores, model.id))
     return merged(jobs)
+
+
+def families(models: Iterable[Model]) -> list[list[Model]]:
+    """The models, those together that are rows of one encoding."""
+    found: list[list[Model]] = []
+    for model in models:
+        whole = replace(model, slug="", cut=None)
+        one = next(
+            (f for f in found if model.cut and replace(f[0], slug="", cut=None) == whole), None
+        )
+        if one is None:
+            found.append([model])
+        else:
+            one.append(model)
+    return found
 
 
 def merged(jobs: Iterable[Job]) -> list[Job]:
@@ -154,20 +169,35 @@ def encode_jobs(catalogue: Catalogue, model: Model, rows: Sequence[Row]) -> list
     """Encoding and search of all of a model's rows: one process where the work is little."""
     datasets = {row.dataset.name: row.dataset for row in rows}.values()
     preflight = catalogue.preflight(model)
-    queries = [catalogue.queries(model, row.dataset, row.split) for row in rows]
+    queries = unique(catalogue.queries(model, row.dataset, row.split) for row in rows)
     pieces = [piece for d in datasets for piece in catalogue.passages(model, d)]
     batches = list(cut(pieces))
     runs = [row.run for row in rows]
+    cuts = unique(
+        vectors
+        for row in rows
+        if row.model.cut
+        for vectors in (
+            catalogue.asked(row.model, row.dataset, row.split),
+            *catalogue.searched(row.model, row.dataset),
+        )
+    )
     if len(batches) == 1 and all(run.step == "search" for run in runs):
-        everything = [preflight, *queries, *pieces, *runs]
+        everything = [preflight, *queries, *pieces, *cuts, *runs]
         return [make_job(model.name, "encode", everything, model.id)]
     jobs = [make_job(model.name, "preflight", [preflight])]
     for number, batch in enumerate(batches):
         some = [*queries, *batch] if number == 0 else batch
+        whole = {artifact.path for artifact in some}
+        some = [*some, *(artifact for artifact in cuts if artifact.inputs[0] in whole)]
         name = f"{model.name}__{number + 1}_of_{len(batches)}"
         label = f"{model.id}, part {number + 1} of {len(batches)}"
         jobs.append(after(preflight, make_job(name, "encode", some, label)))
     return jobs + search_jobs(catalogue, model, runs)
+
+
+def unique(artifacts: Iterable[Artifact]) -> list[Artifact]:
+    return list({artifact.path: artifact for artifact in artifacts}.values())
 
 
 def search_jobs(catalogue: Catalogue, model: Model, runs: Sequence[Artifact]) -> list[Job]:

@@ -16,6 +16,7 @@ RECIPE = {
     "corpus": 1,
     "split": 1,
     "encode": 3,
+    "cut": 1,
     "search": 2,
     "refine": 1,
     "bm25": 2,

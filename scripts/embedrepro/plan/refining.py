@@ -26,7 +26,14 @@ def refine_runs(task: Task, runs: Sequence[Artifact]) -> None:
     def make(run: Artifact) -> None:
         spec = run.spec
         corpus, kept = Path(spec["corpus"]), Path(spec["refined"])
-        again = Again(lambda: engine(spec["staged"]), corpus, spec["prompt"], spec["title"], kept)
+        again = Again(
+            lambda: engine(spec["staged"]),
+            corpus,
+            spec["prompt"],
+            spec["title"],
+            kept,
+            spec["dimensions"],
+        )
         found = refine_row(search_row(run), again, spec["depths"], device)
         measured = {k: v for k, v in asdict(found).items() if k not in ("rows", "scores")}
         write_record(run.beside[-1], measured | {"encoded_again": again.encoded})

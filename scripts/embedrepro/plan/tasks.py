@@ -31,6 +31,15 @@ def encode_piece(artifact: Artifact) -> Piece:
     )
 
 
+def cut_vectors(artifact: Artifact) -> None:
+    """The first numbers of vectors, of length 1 again where the whole ones are."""
+    from ..vectors.quantize import write_cut
+
+    (whole,) = artifact.inputs
+    normalize = read_json(Path(whole).with_suffix(".json"))["settings"]["normalize"]
+    write_cut(whole, artifact.path, artifact.spec["dimensions"], normalize)
+
+
 def search_row(artifact: Artifact) -> search.Row:
     spec = artifact.spec
     return search.Row(
@@ -123,7 +132,8 @@ def encoded_facts(spec: Mapping[str, Any]) -> dict[str, Any]:
         cut = facts.setdefault("truncated", {})
         cut[role] = cut.get(role, 0) + sidecar["truncated"]
         facts["kind"] = settings["kind"]
-        facts["dimensions"], facts["dimension"] = settings.get("dimensions"), dimension(sidecar)
+        facts["dimensions"] = sidecar.get("dimensions", settings.get("dimensions"))
+        facts["dimension"] = dimension(sidecar)
         if role == "passage":
             facts["dtype"] = sidecar["compute_dtype"]
             refined = spec["refined"] and read_json(spec["refined"])["exact_depth"]
