@@ -12,13 +12,15 @@ from helpers import REPOSITORY, snakemake
 from sentence_transformers import MultiVectorEncoder, SparseEncoder
 
 sys.path[:0] = [str(REPOSITORY / "tests" / part) for part in ("unit", "journeys")]
-from format_models import colbert, splade, texts  # noqa: E402
+from format_models import colbert, m3, splade, texts  # noqa: E402
 from stand_ins import bert  # noqa: E402
 
 PASSAGES, QUERIES = 70, 9
 TOP = 20
 CUTS = [8, 16]
 ROWS = ["me__Splade-1_0", "me__ColBERT-1_0", *(f"me__Dense-1_0__d{cut}" for cut in CUTS)]
+WAYS = ["dense", "sparse", "multivector", "weighted"]
+ROWS += [f"me__M3-1_0-{way}" for way in WAYS]
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,15 @@ def made(tmp_path_factory):
             "query_prompt": "",
             "passage_prompt": "",
             "dimensions": CUTS,
+        },
+        {
+            "id": "me/M3-1.0",
+            "kind": "m3",
+            "source": {"path": str(m3(root / "m3"))},
+            "pooling": "cls",
+            "normalize": True,
+            "query_prompt": "",
+            "passage_prompt": "",
         },
     ]
     config = {
@@ -120,6 +131,22 @@ def test_dimensions_are_cut_from_one_encoding(made, cut):
         hits = found[f"q{number}"]
         rows = [int(doc[1:]) for doc in hits]
         np.testing.assert_allclose(list(hits.values()), expected[number, rows], atol=1e-6)
+
+
+def test_the_weighted_way_sums_the_others_of_one_encoding(made):
+    runs = {way: read_run(run_of(made[0], "whole", f"me__M3-1_0-{way}")) for way in WAYS}
+    store = made[0] / "work" / "store"
+    assert len(list(store.glob("vectors/whole/me__M3*/*.sparse.npy"))) == 2  # queries, corpus
+    single = [runs[way] for way in WAYS[:3]]
+    seen = 0
+    for query, hits in runs["weighted"].items():
+        for doc, score in hits.items():
+            assert any(doc in run[query] for run in single)
+            if all(doc in run[query] for run in single):
+                expected = np.dot([run[query][doc] for run in single], [0.4, 0.2, 0.4])
+                np.testing.assert_allclose(score, expected, rtol=1e-5)
+                seen += 1
+    assert seen > QUERIES
 
 
 @pytest.mark.parametrize("model", ROWS)

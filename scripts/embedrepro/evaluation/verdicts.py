@@ -254,6 +254,8 @@ def _vectors(row: Published, run: Run) -> Iterator[str]:
         yield f"published with {wanted}, run with {have} dimensions"
     elif have is None and row.dimensions not in (None, run.facts.get("dimension")):
         yield f"published with {row.dimensions} dimensions, run with whole vectors"
+    if (way := run.facts.get("way")) not in (None, "dense"):
+        yield f"published of the model's dense vectors, run by its way {way}"
     stored = run.facts.get("stored")
     if stored in ("int8", "binary"):
         yield f"published with vectors of floating-point numbers, run with {stored} ones"

@@ -79,6 +79,30 @@ def compare_many(staged: Path, record: dict[str, Any]) -> list[Finding]:
     return [finding("sentence-transformers", True, f"the same vectors within {APART:g}")]
 
 
+def compare_m3(staged: Path, record: dict[str, Any]) -> list[Finding]:
+    """Whether BGE-M3's dense vectors are sentence-transformers' own and its heads give numbers.
+
+    What its heads give no other library here computes; the engine refuses NaN and infinity.
+    """
+    import numpy as np
+
+    try:
+        engine, model = load_ours(staged), reference(staged, record)
+        for role in ROLES:
+            parts = list(engine.encode(sample(record), role, "task"))
+            order = np.argsort(np.concatenate([part.rows for part in parts]))
+            found = np.concatenate([part.dense.vectors for part in parts])[order]
+            expected = peer(model, record, sample(record), role)
+            if difference := apart(found.astype(np.float32), expected, record, role):
+                return [finding("sentence-transformers", False, difference)]
+    except UserError as error:
+        return [finding("load", False, printable(error, 2000))]
+    except Exception as error:  # whatever a library finds wrong with it
+        return [finding("load", False, f"it can't be run: {printable(error)}")]
+    detail = f"the same dense vectors within {APART:g}; both heads give finite numbers"
+    return [finding("sentence-transformers", True, detail)]
+
+
 def own_many(engine: Any, texts: Sequence[str], role: Role) -> "list[np.ndarray]":
     """Of each text the weights of all terms, or the vectors of its tokens (n, dimension)."""
     import numpy as np

@@ -18,8 +18,8 @@ Attention = Literal["causal", "bidirectional"]
 Pooling = Literal[
     "mean", "cls", "last_token", "max", "weightedmean", "mean_sqrt_len_tokens", "modules"
 ]
-# What a text becomes: one vector, weights of terms, a vector for each token.
-Vectors = Literal["dense", "sparse", "multivector"]
+# What a text becomes: one vector, weights of terms, a vector for each token, or all three (BGE-M3).
+Vectors = Literal["dense", "sparse", "multivector", "m3"]
 Kind = Literal[Vectors, "reranker"]
 # Who may state a fact, in the order in which they are asked.
 Source = Literal["config", "registry", "sentence-transformers", "FlagEmbedding", "checkpoint"]
@@ -94,8 +94,8 @@ TABLE: dict[str, Fact] = {
         Fact(
             "kind",
             _enum(AUTO, *VECTORS),
-            "what a text becomes: one vector, weights of terms (SPLADE), or a vector for each "
-            "token (ColBERT); auto: as the registry knows it, else dense",
+            "what a text becomes: one vector, weights of terms (SPLADE), a vector for each token "
+            "(ColBERT), or all three (m3: BGE-M3); auto: as the registry knows it, else dense",
             stated_by=_BY_HAND,
         ),
         Fact(

@@ -29,6 +29,7 @@ from .tokenizer_files import TOKENIZER_FILES, refuse_bad_tokenizer, write_tokeni
 HASH = re.compile(r"[0-9a-f]{40}")
 SHIPPED = "shipped"  # below a staged folder: the model as it came, for the comparison
 ADAPTER = "adapter_config.json"
+HEADS = ("sparse_linear.pt", "colbert_linear.pt")  # of BGE-M3: lexical weights, token vectors
 
 
 def stage(
@@ -161,7 +162,7 @@ class _TransformerFolder(_Folder):
                 link(self.base / name, folder / name)
             for name in code:
                 copy(self.base / name, folder / name)
-            linked = [*weights, *self.link_modules(folder)]
+            linked = [*weights, *self.link_modules(folder), *self.link_heads(folder)]
             write_json(folder / "config.json", staged_config(config, self.facts, code))
             write_tokenizer(self.base, folder, self.facts, self.layout, str(config["model_type"]))
             write_sentence_transformers(folder, record)
@@ -196,6 +197,19 @@ class _TransformerFolder(_Folder):
                 link(self.snapshot / name, folder / name)
                 linked.append(name)
         return linked
+
+    def link_heads(self, folder: Path) -> list[str]:
+        """Link BGE-M3's further heads."""
+        if self.spec.get("kind") != "m3":
+            return []
+        for name in HEADS:
+            if not (self.base / name).is_file():
+                raise UserError(
+                    f"{printable(self.spec['id'])}: has no {name}, which a model of kind m3 has; "
+                    "set kind: dense"
+                )
+            link(self.base / name, folder / name)
+        return list(HEADS)
 
     def engine(self, config: Mapping[str, Any], custom: bool) -> dict[str, Any]:
         wanted = self.facts.pop("engine")

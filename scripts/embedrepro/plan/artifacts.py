@@ -5,7 +5,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..errors import UserError, printable
 from ..evaluation import metrics
 from ..models.facts_table import Role, known_facts, prompt_for, role_facts
 from . import cost
-from .config import Experiment, Model
+from .config import WAYS, Experiment, Model
 from .keys import key_of
 
 Spec = Mapping[str, Any]
@@ -26,6 +26,15 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "sparse": ("json", "columns.npy", "offsets.npy"),
     "multivector": ("json", "offsets.npy"),
 }
+SPARSE, TOKENS = ".sparse", ".tokens"  # what ends the names of BGE-M3's further pieces
+BESIDE["m3"] = (
+    "json",
+    *(
+        f"{part[1:]}.{end}"
+        for part, kind in ((SPARSE, "sparse"), (TOKENS, "multivector"))
+        for end in ("npy", *BESIDE[kind])
+    ),
+)
 # A run is the same however it was cut: these steps put together what the others found.
 MERGES = {"merge": "search", "merge_reranked": "rerank"}
 MOST_AT_ONCE = 16  # pieces of a corpus that one process searches by itself
@@ -310,15 +319,16 @@ class Catalogue:
     ) -> list[Artifact]:
         """The best hits of each piece of a large corpus."""
         depth = self.experiment.top_k + 1  # one more: a protocol may drop the query's own passage
-        key = key_of("search", key_in(passages[0].path), key_in(queries.path), depth)
+        way = [model.way] if model.way else []
+        key = key_of("search", key_in(passages[0].path), key_in(queries.path), depth, *way)
         folder = self.path("hits", dataset.slug, f"{model.name}-{key}")
         corpus = self.corpus(dataset)
         of, label = len(passages), f"{model.id} on {dataset.name} {split}"
         spec = {
-            "vectors": queries.path,
+            "vectors": searched_file(model, queries.path),
             "corpus": corpus.beside[0],
             "top_k": depth,
-            "pieces": pattern(passages[0].path),
+            "pieces": searched_file(model, pattern(passages[0].path)),
         }
         inputs = (queries.path, corpus.path)
         seconds = cost.search_seconds(self.outside.sizes[dataset.name].documents // of)
@@ -405,6 +415,7 @@ class Catalogue:
                 "title": dataset.title,
                 "dataset_revision": dataset.source.get("revision"),
                 "stated": sorted(model.facts),
+                **({"way": model.way} if model.way else {}),
             },
         }
         key = key_of("score", spec, run.path, source.path)
@@ -533,16 +544,38 @@ def key_in(path: str) -> str:
 
 def searched_run(c: Catalogue, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
     passages, queries = c.searched(model, dataset), c.asked(model, dataset, split)
-    parts = [key_in(passages[0].path), key_in(queries.path)]
-    spec = {"vectors": queries.path, "pieces": pattern(passages[0].path)}
+    parts = [key_in(passages[0].path), key_in(queries.path), *([model.way] if model.way else [])]
+    needed = (queries.path, pattern(passages[0].path))
+    vectors, pieces = (searched_file(model, path) for path in needed)
+    spec = {"vectors": vectors, "pieces": pieces}
     if METHODS[model.kind].refines and passages[0].spec["dtype"] != "float32":
         return c.refined_run(model, dataset, split, parts, spec)
     if len(passages) <= MOST_AT_ONCE:
-        inputs = (queries.path, spec["pieces"])
-        return c.run_artifact("search", model, dataset, split, parts, spec, inputs)
+        return c.run_artifact("search", model, dataset, split, parts, spec, needed)
     hits = c.hits(model, dataset, split, passages, queries)
     spec = {"hits": pattern(hits[0].path)}
     return c.run_artifact("merge", model, dataset, split, parts, spec, (spec["hits"],))
+
+
+def searched_file(model: Model, path: str) -> str:
+    """The piece that a row's way searches, of those that are named after `path`."""
+    ends = {"sparse": SPARSE, "multivector": TOKENS}
+    return path.removesuffix(".npy") + ends.get(model.way or "", "") + ".npy"
+
+
+def m3_run(c: Catalogue, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
+    """One of BGE-M3's ways, or the weighted sum of all for what any of them finds."""
+    if model.way != "weighted":
+        return searched_run(c, model, dataset, split)
+    base = model.slug.removesuffix(f"-{model.way}")
+    ways = [replace(model, way=way, slug=f"{base}-{way}") for way in WAYS if way != model.way]
+    runs = [c.run(way, dataset, split).path for way in ways]
+    vectors = c.queries(model, dataset, split).path
+    pieces = pattern(c.passages(model, dataset)[0].path)
+    spec = {"runs": runs, "vectors": vectors, "pieces": pieces, "weights": list(model.weights)}
+    parts = [[key_in(run) for run in runs], list(model.weights)]
+    inputs = (*runs, vectors, pieces)
+    return c.run_artifact("weighted", model, dataset, split, parts, spec, inputs)
 
 
 def bm25_run(c: Catalogue, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
@@ -619,6 +652,7 @@ METHODS: dict[str, Method] = {
     "dense": Method(searched_run, encodes=True, refines=True),
     "sparse": Method(searched_run, encodes=True),
     "multivector": Method(searched_run, encodes=True),
+    "m3": Method(m3_run, encodes=True),
     "bm25": Method(bm25_run),
     "fuse": Method(fused_run),
     "rerank": Method(reranked_run),

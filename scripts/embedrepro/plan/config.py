@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .. import names
 from ..datasets.registry import Registry, ResolvedDataset, resolve
@@ -17,12 +17,25 @@ from ..models.facts_table import AUTO, Vectors
 from ..schema import nearest, validate
 from .keys import key_of
 
+Way = Literal["dense", "sparse", "multivector", "weighted"]
+WAYS: tuple[Way, ...] = get_args(Way)
+WEIGHTS = (0.4, 0.2, 0.4)  # of the first three ways, as BGE-M3's authors recommend them
 Kind = Literal[Vectors, "bm25", "fuse", "rerank", "run"]
 ROWS: tuple[Kind, ...] = ("bm25", "fuse", "rerank", "run")  # rows that are no embedding model
 LOCAL = ("path", "demo")  # sources that count by their files' digest, wherever they lie
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # Entry keys that say where bytes come from or what the row is; the others are facts of the model.
-NO_FACTS = {"id", "alias", "source", "revision", "mirrors", "sha256", "allow_pickle", "precision"}
+NO_FACTS = {
+    "weights",
+    "id",
+    "alias",
+    "source",
+    "revision",
+    "mirrors",
+    "sha256",
+    "allow_pickle",
+    "precision",
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +44,8 @@ class Model:
 
     `source` is what its bytes are: a pin, or the digest of a local folder. `facts` are those that
     the user states, `known` is the registry's entry. `cut`: how many numbers of each vector count
-    in this row, where the config asks for several lengths of one encoding.
+    in this row, where the config asks for several lengths of one encoding. `way`: of a model with
+    several kinds of vectors, by which this row searches; `weights` are those of their sum.
     """
 
     id: str
@@ -48,6 +62,8 @@ class Model:
     facts: Mapping[str, Any] = field(default_factory=dict)
     known: Mapping[str, Any] = field(default_factory=dict)
     cut: int | None = None
+    way: Way | None = None
+    weights: tuple[float, ...] = WEIGHTS
 
     @property
     def name(self) -> str:
@@ -146,15 +162,15 @@ def read_experiment(
         metrics.parse(metric)
     check_depth(evaluate["metrics"], config["retrieve"]["top_k"])
     names.check_entries(config["models"])
-    names.check_entries([entry for entry, _ in entries(config["models"])])
+    names.check_entries([entry for entry, *_ in entries(config["models"], models)])
     resolved = resolve(config["datasets"], datasets)
     published = config.get("published") or []
     return Experiment(
         name=config["experiment"],
         store=config["store"],
         models=tuple(
-            read_model(entry, models.get(entry["id"], {}), path_digest, file_digest, cut)
-            for entry, cut in entries(config["models"])
+            read_model(entry, models.get(entry["id"], {}), path_digest, file_digest, cut, way)
+            for entry, cut, way in entries(config["models"], models)
         ),
         datasets=tuple(resolved),
         top_k=config["retrieve"]["top_k"],
@@ -178,16 +194,21 @@ def check_depth(asked: Sequence[str], top_k: int) -> None:
             )
 
 
-def entries(models: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], int | None]]:
-    """The config's entries, one for each of several `dimensions`, with that number."""
+def entries(
+    models: Sequence[Mapping[str, Any]], known: Mapping[str, Any]
+) -> Iterator[tuple[Mapping[str, Any], int | None, Way | None]]:
+    """The config's entries, one for each of several `dimensions` and each way of an m3 model."""
     for entry in models:
-        several = entry.get("dimensions")
-        if not isinstance(several, list):
-            yield entry, None
-            continue
-        shared = {k: v for k, v in entry.items() if k != "dimensions"}
-        for cut in several:
-            yield shared | {"alias": f"{names.entry_slug(entry)}__d{cut}"}, cut
+        several, slug = entry.get("dimensions"), names.entry_slug(entry)
+        if isinstance(several, list):
+            shared = {k: v for k, v in entry.items() if k != "dimensions"}
+            for cut in several:
+                yield shared | {"alias": f"{slug}__d{cut}"}, cut, None
+        elif row_kind(entry, known.get(entry["id"], {})) == "m3":
+            for way in WAYS:
+                yield {**entry, "alias": f"{slug}-{way}"}, None, way
+        else:
+            yield entry, None, None
 
 
 def read_model(
@@ -196,9 +217,10 @@ def read_model(
     path_digest: Callable[[str], str],
     file_digest: Callable[[str], str],
     cut: int | None = None,
+    way: Way | None = None,
 ) -> Model:
     slug = names.entry_slug(entry)
-    kind: Kind = next((k for k in ROWS if k in entry), vectors_of(entry, known))
+    kind = row_kind(entry, known)
     if kind == "run":
         stated = entry["run"]
         files = stated if isinstance(stated, Mapping) else {"": stated}
@@ -207,6 +229,11 @@ def read_model(
     if cut is not None and kind != "dense":
         raise UserError(
             f"config.models: '{printable(entry['id'], 80)}': dimensions cut dense vectors; "
+            f"this row's kind is {kind}"
+        )
+    if "weights" in entry and kind != "m3":
+        raise UserError(
+            f"config.models: '{printable(entry['id'], 80)}': weights are those of kind: m3; "
             f"this row's kind is {kind}"
         )
     options = dict(entry.get(kind, {}))
@@ -236,11 +263,16 @@ def read_model(
         facts={k: v for k, v in facts.items() if (k, v) != ("kind", AUTO)},
         known=known,
         cut=cut,
+        way=way,
+        weights=tuple(entry.get("weights", WEIGHTS)),
     )
 
 
-def vectors_of(entry: Mapping[str, Any], known: Mapping[str, Any]) -> Vectors:
-    """What a text becomes: known before a model is there, since its files' names depend on it."""
+def row_kind(entry: Mapping[str, Any], known: Mapping[str, Any]) -> Kind:
+    """What a row is made from. Of a model it is known before its files are there, since what its
+    vectors' files are called depends on it."""
+    if named := next((k for k in ROWS if k in entry), None):
+        return named
     stated = entry.get("kind", AUTO)
     kind: Vectors = known.get("kind", "dense") if stated == AUTO else stated
     return kind

@@ -92,15 +92,20 @@ def families(models: Iterable[Model]) -> list[list[Model]]:
     """The models, those together that are rows of one encoding."""
     found: list[list[Model]] = []
     for model in models:
-        whole = replace(model, slug="", cut=None)
-        one = next(
-            (f for f in found if model.cut and replace(f[0], slug="", cut=None) == whole), None
-        )
-        if one is None:
+        whole = encoding(model)
+        one = next((family for family in found if encoding(family[0]) == whole), None)
+        if one is None or whole is model:
             found.append([model])
         else:
             one.append(model)
     return found
+
+
+def encoding(model: Model) -> Model:
+    """What rows of one encoding have in common; a row that is whole stands for itself."""
+    if model.cut or model.way:
+        return replace(model, slug="", cut=None, way=None)
+    return model
 
 
 def merged(jobs: Iterable[Job]) -> list[Job]:
@@ -172,7 +177,7 @@ def encode_jobs(catalogue: Catalogue, model: Model, rows: Sequence[Row]) -> list
     queries = unique(catalogue.queries(model, row.dataset, row.split) for row in rows)
     pieces = [piece for d in datasets for piece in catalogue.passages(model, d)]
     batches = list(cut(pieces))
-    runs = [row.run for row in rows]
+    runs = with_bases(catalogue, rows)
     cuts = unique(
         vectors
         for row in rows
@@ -182,7 +187,7 @@ def encode_jobs(catalogue: Catalogue, model: Model, rows: Sequence[Row]) -> list
             *catalogue.searched(row.model, row.dataset),
         )
     )
-    if len(batches) == 1 and all(run.step == "search" for run in runs):
+    if len(batches) == 1 and all(run.step in ("search", "weighted") for run in runs):
         everything = [preflight, *queries, *pieces, *cuts, *runs]
         return [make_job(model.name, "encode", everything, model.id)]
     jobs = [make_job(model.name, "preflight", [preflight])]
@@ -194,6 +199,14 @@ def encode_jobs(catalogue: Catalogue, model: Model, rows: Sequence[Row]) -> list
         label = f"{model.id}, part {number + 1} of {len(batches)}"
         jobs.append(after(preflight, make_job(name, "encode", some, label)))
     return jobs + search_jobs(catalogue, model, runs)
+
+
+def with_bases(catalogue: Catalogue, rows: Sequence[Row]) -> list[Artifact]:
+    """The rows' runs, after them those that are made of other runs of the same encoding."""
+    runs = [row.run for row in rows]
+    last = [run for run in runs if run.step == "weighted"]
+    bases = [catalogue.artifacts[path] for run in last for path in run.spec["runs"]]
+    return unique([*(run for run in runs if run.step != "weighted"), *bases, *last])
 
 
 def unique(artifacts: Iterable[Artifact]) -> list[Artifact]:
@@ -215,6 +228,8 @@ def search_jobs(catalogue: Catalogue, model: Model, runs: Sequence[Artifact]) ->
         jobs.append(make_job(f"{model.name}__{number + 1}", "search", batch))
     if by_pieces:
         jobs.append(make_job(model.slug, "merge", by_pieces, model.id))
+    if weighted := [run for run in runs if run.step == "weighted"]:
+        jobs.append(make_job(f"{model.slug}__sum", "search", weighted, model.id))
     return jobs
 
 

@@ -19,6 +19,7 @@ RECIPE = {
     "cut": 1,
     "search": 2,
     "refine": 1,
+    "weighted": 1,
     "bm25": 2,
     "fuse": 2,
     "rerank": 2,

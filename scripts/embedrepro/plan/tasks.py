@@ -8,6 +8,7 @@ from ..encode.job import Piece
 from ..evaluation import scoring
 from ..files import read_json
 from ..search import job as search
+from ..search.runs import Ranking
 from .artifacts import PIECE, Artifact, spread
 
 # Scores of normalised vectors that float32 gives on different devices are this close: 384 products
@@ -52,6 +53,27 @@ def search_row(artifact: Artifact) -> search.Row:
         output=Path(artifact.path),
         spare_identical_ids=True,
     )
+
+
+def rank_weighted(artifact: Artifact, device: str) -> None:
+    """The run of the weighted sum, of what the runs of the single ways found."""
+    from ..search.runs import write_run
+    from ..search.weighted import rank
+
+    spec = artifact.spec
+    pieces = [Path(path) for path in spread(spec["pieces"])]
+    texts = spec["queries"], pieces, spec["corpus"]
+    # A run that spares the query's own passage is one deeper than asked for.
+    depth = spec["top_k"] + 1
+    found = rank(spec["runs"], Path(spec["vectors"]), *texts, spec["weights"], depth, device)
+    write_run(artifact.path, (spared(ranking, depth - 1) for ranking in found), spec["tag"])
+
+
+def spared(ranking: Ranking, depth: int) -> Ranking:
+    """The best `depth` of a ranking, the query's own passage not counted."""
+    name, docs, scores = ranking
+    kept = depth + (name in docs[:depth])
+    return name, docs[:kept], scores[:kept]
 
 
 def search_piece(artifact: Artifact) -> search.Piece:
@@ -109,7 +131,8 @@ def rounding(spec: Mapping[str, Any]) -> dict[str, Any]:
         }
     if spec["encoded"]:
         sidecar = read_json(next(iter(spec["encoded"])))
-        if "format" not in sidecar and sidecar["settings"]["normalize"]:
+        dense = "format" not in sidecar and spec["facts"].get("way") in (None, "dense")
+        if dense and sidecar["settings"]["normalize"]:
             return {"score_error": FLOAT32_ERROR}
     return {}
 

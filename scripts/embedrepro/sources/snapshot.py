@@ -26,7 +26,8 @@ STANDARD = re.compile(r"(model|adapter_model)(-\d+-of-\d+)?\.safetensors")
 PICKLES = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 MODULE_FOLDER = re.compile(r"\d+_\w+")  # sentence-transformers' own names: 1_Pooling, 2_Dense
 ROUTE_FOLDER = re.compile(r"\w+_\d+_\w+")  # and within a Router: query_0_SparseStaticEmbedding
-OTHERS = ("artifact.metadata",)  # Stanford's ColBERT
+# Settings of Stanford's ColBERT; heads of BGE-M3, which are read as tensors only.
+OTHERS = ("artifact.metadata", "sparse_linear.pt", "colbert_linear.pt")
 
 
 class Unreachable(Exception):
