@@ -231,6 +231,41 @@ def test_a_large_corpus_is_cut_where_it_is_encoded():
     assert len({run.spec["refined"] for run in runs}) == 2
 
 
+def test_the_ways_of_m3_are_rows_of_one_encoding():
+    models = [{"id": "Org/Known-1.5B", "kind": "m3", "weights": [1, 0, 1]}]
+    made = plan(models=models, datasets=[{"name": "beir/scifact", "shards": 3}])
+    steps = [a.step for a in made.artifacts.values()]
+    assert (steps.count("encode"), steps.count("search"), steps.count("weighted")) == (4, 3, 1)
+    (job,) = (job for job in made.jobs if job.rule == "encode")
+    assert [made.artifacts[path].step for path in job.artifacts][-4:] == ["search"] * 3 + [
+        "weighted"
+    ]
+    searched = [a.spec["vectors"] for a in made.artifacts.values() if a.step == "search"]
+    assert [path.partition("-queries")[2] for path in searched] == [
+        ".npy",
+        ".sparse.npy",
+        ".tokens.npy",
+    ]
+    (last,) = (a for a in made.artifacts.values() if a.step == "weighted")
+    assert last.spec["weights"] == [1, 0, 1]
+    (piece, *_) = (a for a in made.artifacts.values() if a.step == "encode" and a.spec["of"] == 3)
+    assert len(piece.beside) == 1 + 4 + 3
+
+
+@pytest.mark.parametrize("kind", ["sparse", "multivector", "m3"])
+def test_every_input_of_a_large_row_of_any_kind_is_made(kind):
+    models = [{"id": "Org/Known-1.5B", "kind": kind}]
+    made = plan(models=models, datasets=[{"name": "msmarco-passage", "shards": 40}])
+    outputs = {path for a in made.artifacts.values() for path in a.outputs}
+    jobs = [path for job in made.jobs for path in job.artifacts]
+    assert len(jobs) == len(set(jobs)) and set(jobs) == set(made.artifacts)
+    assert {path for a in made.artifacts.values() for path in a.needs} <= outputs
+    for artifact in made.artifacts.values():
+        if artifact.step in ("search", "hits", "weighted"):
+            files = [artifact.spec["vectors"], *spread(artifact.spec["pieces"])]
+            assert set(files) <= outputs
+
+
 def test_a_row_of_several_dimensions_is_called_by_its_own_name():
     dense = {"id": "Org/Known-1.5B", "dimensions": [64, 128]}
     fuse = {"id": "F", "fuse": {"runs": ["Org__Known-1_5B__d128", "BM25"]}}

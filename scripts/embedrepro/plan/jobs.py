@@ -81,10 +81,9 @@ def make_jobs(catalogue: Catalogue, rows: Sequence[Row]) -> list[Job]:
     for models in families(in_order(catalogue.experiment.models)):
         of_models = [row for row in rows if any(row.model is model for model in models)]
         if of_models:
-            jobs += model_jobs(catalogue, of_models[0].model, of_models)
-        for model in models:
-            if scores := [row.scores for row in of_models if row.model is model]:
-                jobs.append(make_job(model.slug, "score", scores, model.id))
+            model, scores = of_models[0].model, [row.scores for row in of_models]
+            jobs += model_jobs(catalogue, model, of_models)
+            jobs.append(make_job(model.slug, "score", scores, model.id))
     return merged(jobs)
 
 
