@@ -45,11 +45,11 @@ def main() -> None:
         from embedrepro.search.kinds import search_rows
 
         task.attempt(search_rows, [search_row(a) for a in runs], task.options.device)
-    if sums := task.missing("weighted", ready=True):
-        from embedrepro.plan.tasks import rank_weighted
+    if others := task.missing("weighted", "maxsim", ready=True):
+        from embedrepro.plan.tasks import AFTER
 
-        for artifact in sums:
-            task.attempt(rank_weighted, artifact, task.options.device)
+        for artifact in others:
+            task.attempt(AFTER[artifact.step], artifact, task.options.device)
     task.finish()
 
 

@@ -252,6 +252,18 @@ def test_the_ways_of_m3_are_rows_of_one_encoding():
     assert len(piece.beside) == 1 + 4 + 3
 
 
+def test_a_late_interaction_reranks_by_the_vectors_that_it_searches_by():
+    model = {"id": "Org/Known-1.5B", "kind": "multivector"}
+    rerank = {"alias": "late", "rerank": {"run": "BM25", "depth": 50}}
+    made = plan(models=[model, {"id": "BM25", "bm25": {}}, model | rerank])
+    steps = [a.step for a in made.artifacts.values()]
+    assert (steps.count("encode"), steps.count("stage")) == (2, 1)
+    (last,) = (a for a in made.artifacts.values() if a.step == "maxsim")
+    assert (last.spec["depth"], "BM25-" in last.spec["base"]) == (50, True)
+    (job,) = (job for job in made.jobs if job.rule == "encode")
+    assert job.artifacts[-1] == last.path and last.spec["base"] in job.inputs
+
+
 @pytest.mark.parametrize("kind", ["sparse", "multivector", "m3"])
 def test_every_input_of_a_large_row_of_any_kind_is_made(kind):
     models = [{"id": "Org/Known-1.5B", "kind": kind}]

@@ -20,7 +20,7 @@ TOP = 20
 CUTS = [8, 16]
 ROWS = ["me__Splade-1_0", "me__ColBERT-1_0", *(f"me__Dense-1_0__d{cut}" for cut in CUTS)]
 WAYS = ["dense", "sparse", "multivector", "weighted"]
-ROWS += [f"me__M3-1_0-{way}" for way in WAYS]
+ROWS += [*(f"me__M3-1_0-{way}" for way in WAYS), "BM25", "late"]
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,8 @@ def made(tmp_path_factory):
             "passage_prompt": "",
         },
     ]
+    late = {"alias": "late", "rerank": {"run": "BM25", "depth": 10}}
+    models += [{"id": "BM25", "bm25": {}}, models[1] | late]
     config = {
         "experiment": "kinds",
         "models": models,
@@ -147,6 +149,19 @@ def test_the_weighted_way_sums_the_others_of_one_encoding(made):
                 np.testing.assert_allclose(score, expected, rtol=1e-5)
                 seen += 1
     assert seen > QUERIES
+
+
+def test_a_reranking_has_the_scores_of_the_search(made):
+    searched, base, found = (
+        read_run(run_of(made[0], "whole", name)) for name in ("me__ColBERT-1_0", "BM25", "late")
+    )
+    seen = 0
+    for query, hits in found.items():
+        assert set(hits) == set(list(base[query])[:10])
+        for doc in hits.keys() & searched[query].keys():
+            assert hits[doc] == searched[query][doc]
+            seen += 1
+    assert seen
 
 
 @pytest.mark.parametrize("model", ROWS)

@@ -26,6 +26,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "sparse": ("json", "columns.npy", "offsets.npy"),
     "multivector": ("json", "offsets.npy"),
 }
+BESIDE["late"] = BESIDE["multivector"]
 SPARSE, TOKENS = ".sparse", ".tokens"  # what ends the names of BGE-M3's further pieces
 BESIDE["m3"] = (
     "json",
@@ -145,7 +146,7 @@ class Catalogue:
         spec = {
             "id": model.id,
             "model": model.name,
-            "kind": "reranker" if model.kind == "rerank" else model.kind,
+            "kind": {"rerank": "reranker", "late": "multivector"}.get(model.kind, model.kind),
             "source": model.source,
             "allow_pickle": model.allow_pickle,
             "trust_remote_code": model.trust_remote_code,
@@ -621,6 +622,18 @@ def reranked_run(c: Catalogue, model: Model, dataset: ResolvedDataset, split: st
     return c.run_artifact("merge_reranked", model, dataset, split, parts, spec, (spec["scores"],))
 
 
+def late_run(c: Catalogue, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
+    """Another row's best hits, scored again by the vectors of their tokens."""
+    base = c.run(c.experiment.model(model.options["run"]), dataset, split)
+    vectors = c.queries(model, dataset, split).path
+    pieces = pattern(c.passages(model, dataset)[0].path)
+    depth = model.options["depth"]
+    spec = {"base": base.path, "vectors": vectors, "pieces": pieces, "depth": depth}
+    parts = [depth, key_in(base.path), key_in(pieces), key_in(vectors)]
+    inputs = (base.path, vectors, pieces)
+    return c.run_artifact("maxsim", model, dataset, split, parts, spec, inputs)
+
+
 def foreign_run(c: Catalogue, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
     """A run that was made elsewhere: checked, put into our order, and scored like any other."""
     found = model.options.get(f"{dataset.name}/{split}") or model.options.get("")
@@ -656,5 +669,6 @@ METHODS: dict[str, Method] = {
     "bm25": Method(bm25_run),
     "fuse": Method(fused_run),
     "rerank": Method(reranked_run),
+    "late": Method(late_run, encodes=True),
     "run": Method(foreign_run),
 }

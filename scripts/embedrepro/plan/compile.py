@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .artifacts import Artifact, Catalogue, Outside, Row, encodes, key_in, pattern
-from .config import Experiment
+from .config import Experiment, Model
 from .jobs import Job, make_job, make_jobs
 from .keys import key_of
 from .plan import Plan
@@ -128,11 +128,11 @@ def report_artifact(
 
 
 def reference_artifacts(catalogue: Catalogue, rows: Sequence[Row]) -> list[Artifact]:
-    """FlagEmbedding's own evaluation of every dense row."""
+    """FlagEmbedding's own evaluation of every row that it can evaluate."""
     settings = catalogue.experiment.reference
     made = []
     for row in rows:
-        if row.model.kind != "dense":
+        if not has_reference(row.model):
             continue
         stage, source = catalogue.stage(row.model), catalogue.split(row.dataset, row.split)
         passages = catalogue.passages(row.model, row.dataset)[0]
@@ -172,6 +172,11 @@ def reference_artifacts(catalogue: Catalogue, rows: Sequence[Row]) -> list[Artif
     return made
 
 
+def has_reference(model: Model) -> bool:
+    """Whether FlagEmbedding evaluates such a row: whole dense vectors."""
+    return model.kind == "dense" and model.cut is None
+
+
 def own_devices(devices: Sequence[str]) -> list[str]:
     """The config's devices, the GPUs counted from 0: a job sees only those that it was given."""
     gpus = sorted({d for d in devices if d != "cpu"})
@@ -191,7 +196,7 @@ def reference_jobs(
         "minutes": int(settings["timeout_minutes"]) + 10,
     }
     jobs = []
-    for model in dict.fromkeys(row.model.slug for row in rows if row.model.kind == "dense"):
+    for model in dict.fromkeys(row.model.slug for row in rows if has_reference(row.model)):
         mine = [a for a in references if a.spec["model"] == model]
         job = make_job(model, "reference", mine)
         jobs.append(Job(**{**vars(job), **asked}))
@@ -202,7 +207,7 @@ def parity_artifact(
     catalogue: Catalogue, rows: Sequence[Row], references: Sequence[Artifact]
 ) -> Artifact:
     """FlagEmbedding's numbers beside ours."""
-    dense = [row for row in rows if row.model.kind == "dense"]
+    dense = [row for row in rows if has_reference(row.model)]
     table = [
         {
             "model_id": row.model.id,

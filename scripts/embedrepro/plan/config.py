@@ -20,7 +20,7 @@ from .keys import key_of
 Way = Literal["dense", "sparse", "multivector", "weighted"]
 WAYS: tuple[Way, ...] = get_args(Way)
 WEIGHTS = (0.4, 0.2, 0.4)  # of the first three ways, as BGE-M3's authors recommend them
-Kind = Literal[Vectors, "bm25", "fuse", "rerank", "run"]
+Kind = Literal[Vectors, "bm25", "fuse", "rerank", "late", "run"]
 ROWS: tuple[Kind, ...] = ("bm25", "fuse", "rerank", "run")  # rows that are no embedding model
 LOCAL = ("path", "demo")  # sources that count by their files' digest, wherever they lie
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -41,6 +41,8 @@ NO_FACTS = {
 @dataclass(frozen=True)
 class Model:
     """A row of the report: an embedding model, or a BM25, fusion, reranking or foreign run.
+
+    A reranking by a multi-vector model's own vectors is called `late`.
 
     `source` is what its bytes are: a pin, or the digest of a local folder. `facts` are those that
     the user states, `known` is the registry's entry. `cut`: how many numbers of each vector count
@@ -85,7 +87,7 @@ class Model:
         """Ids of the rows whose runs this row is made from."""
         if self.kind == "fuse":
             return tuple(self.options["runs"])
-        return (self.options["run"],) if self.kind == "rerank" else ()
+        return (self.options["run"],) if self.kind in ("rerank", "late") else ()
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,7 @@ def read_model(
             f"config.models: '{printable(entry['id'], 80)}': weights are those of kind: m3; "
             f"this row's kind is {kind}"
         )
-    options = dict(entry.get(kind, {}))
+    options = dict(entry.get("rerank" if kind == "late" else kind, {}))
     if kind in ("bm25", "fuse"):
         return Model(entry["id"], slug, kind, options)
     revision = entry.get("revision", known.get("revision"))
@@ -247,7 +249,7 @@ def read_model(
             f"config.models: '{printable(entry['id'], 80)}' has mirrors but no sha256: a mirror "
             "could send any bytes under this revision; pin the weights with sha256: {file: digest}"
         )
-    facts = {k: v for k, v in entry.items() if k not in NO_FACTS | {kind, "trust_remote_code"}}
+    facts = {k: v for k, v in entry.items() if k not in NO_FACTS | {*ROWS, "trust_remote_code"}}
     return Model(
         id=entry["id"],
         slug=slug,
@@ -271,11 +273,12 @@ def read_model(
 def row_kind(entry: Mapping[str, Any], known: Mapping[str, Any]) -> Kind:
     """What a row is made from. Of a model it is known before its files are there, since what its
     vectors' files are called depends on it."""
-    if named := next((k for k in ROWS if k in entry), None):
-        return named
     stated = entry.get("kind", AUTO)
     kind: Vectors = known.get("kind", "dense") if stated == AUTO else stated
-    return kind
+    named = next((k for k in ROWS if k in entry), None)
+    if named == "rerank" and kind == "multivector":
+        return "late"
+    return named or kind
 
 
 def identity(source: Mapping[str, Any], path_digest: Callable[[str], str]) -> Mapping[str, Any]:
@@ -337,4 +340,4 @@ def in_order(models: Sequence[Model]) -> Iterator[Model]:
             )
         yield from ready
         done.update(name for m in ready for name in (m.id, m.slug))
-        waiting = [m for m in waiting if m.id not in done]
+        waiting = [m for m in waiting if not any(m is other for other in ready)]

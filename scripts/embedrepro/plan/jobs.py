@@ -13,6 +13,7 @@ from .artifacts import Artifact, Catalogue, Row, spread
 from .config import Model, in_order
 from .cost import JOB_SECONDS
 
+AFTER = ("weighted", "maxsim")  # runs that are made of other runs and vectors
 LOCAL_TOGETHER = 20_000_000  # characters of local corpora that one process prepares together
 
 
@@ -102,6 +103,8 @@ def families(models: Iterable[Model]) -> list[list[Model]]:
 
 def encoding(model: Model) -> Model:
     """What rows of one encoding have in common; a row that is whole stands for itself."""
+    if model.kind in ("multivector", "late"):
+        return replace(model, slug="", kind="multivector", options={})
     if model.cut or model.way:
         return replace(model, slug="", cut=None, way=None)
     return model
@@ -186,7 +189,7 @@ def encode_jobs(catalogue: Catalogue, model: Model, rows: Sequence[Row]) -> list
             *catalogue.searched(row.model, row.dataset),
         )
     )
-    if len(batches) == 1 and all(run.step in ("search", "weighted") for run in runs):
+    if len(batches) == 1 and all(run.step in ("search", *AFTER) for run in runs):
         everything = [preflight, *queries, *pieces, *cuts, *runs]
         return [make_job(model.name, "encode", everything, model.id)]
     jobs = [make_job(model.name, "preflight", [preflight])]
@@ -203,9 +206,9 @@ def encode_jobs(catalogue: Catalogue, model: Model, rows: Sequence[Row]) -> list
 def with_bases(catalogue: Catalogue, rows: Sequence[Row]) -> list[Artifact]:
     """The rows' runs, after them those that are made of other runs of the same encoding."""
     runs = [row.run for row in rows]
-    last = [run for run in runs if run.step == "weighted"]
-    bases = [catalogue.artifacts[path] for run in last for path in run.spec["runs"]]
-    return unique([*(run for run in runs if run.step != "weighted"), *bases, *last])
+    last = [run for run in runs if run.step in AFTER]
+    bases = [catalogue.artifacts[path] for run in last for path in run.spec.get("runs", ())]
+    return unique([*(run for run in runs if run.step not in AFTER), *bases, *last])
 
 
 def unique(artifacts: Iterable[Artifact]) -> list[Artifact]:
@@ -227,8 +230,8 @@ def search_jobs(catalogue: Catalogue, model: Model, runs: Sequence[Artifact]) ->
         jobs.append(make_job(f"{model.name}__{number + 1}", "search", batch))
     if by_pieces:
         jobs.append(make_job(model.slug, "merge", by_pieces, model.id))
-    if weighted := [run for run in runs if run.step == "weighted"]:
-        jobs.append(make_job(f"{model.slug}__sum", "search", weighted, model.id))
+    if last := [run for run in runs if run.step in AFTER]:
+        jobs.append(make_job(f"{model.slug}__again", "search", last, model.id))
     return jobs
 
 

@@ -20,6 +20,7 @@ RECIPE = {
     "search": 2,
     "refine": 1,
     "weighted": 1,
+    "maxsim": 1,
     "bm25": 2,
     "fuse": 2,
     "rerank": 2,

@@ -69,6 +69,23 @@ def rank_weighted(artifact: Artifact, device: str) -> None:
     write_run(artifact.path, (spared(ranking, depth - 1) for ranking in found), spec["tag"])
 
 
+def rank_late(artifact: Artifact, device: str) -> None:
+    """The run of another run's best hits by MaxSim."""
+    from ..encode import pick_device
+    from ..search.maxsim import rerank
+    from ..search.runs import write_run
+
+    spec = artifact.spec
+    pieces = [Path(path) for path in spread(spec["pieces"])]
+    texts = spec["vectors"], spec["queries"], pieces, spec["corpus"]
+    found = rerank(spec["base"], *texts, spec["depth"], pick_device(device))
+    write_run(artifact.path, found, spec["tag"])
+
+
+# Runs that are made of other runs and of vectors.
+AFTER = {"weighted": rank_weighted, "maxsim": rank_late}
+
+
 def spared(ranking: Ranking, depth: int) -> Ranking:
     """The best `depth` of a ranking, the query's own passage not counted."""
     name, docs, scores = ranking
