@@ -33,10 +33,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from embedrepro.encode import resolve  # noqa: E402
+from embedrepro.encode.job import Piece, encode_piece  # noqa: E402
 from embedrepro.encode.packed import PackedEngine, layers_of  # noqa: E402
-from embedrepro.encode.shard import encode_shard  # noqa: E402
 from embedrepro.encode.tokens import Tokeniser  # noqa: E402
 from embedrepro.files import sha256  # noqa: E402
+from embedrepro.plan.artifacts import Artifact  # noqa: E402
+from embedrepro.plan.jobs import make_job  # noqa: E402
+from embedrepro.plan.plan import Plan, write_plan  # noqa: E402
 from tokenizers.processors import TemplateProcessing  # noqa: E402
 
 BERT = {"type_vocab_size": 2, "max_position_embeddings": 512}
@@ -52,6 +55,7 @@ GEOMETRIES = {
 PARTS = ["attention", "speed", "bytes", "start", "memory", "devices", "faults", "profile"]
 LENGTH = 512
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+USUAL = "bfloat16" if DEVICE == "cuda" else "float32"
 
 
 def stage(folder: Path, name: str, tokenizer: str, small: bool) -> Path:
@@ -164,7 +168,7 @@ class Packed:
         self.engine = PackedEngine(facts, DEVICE, compiled=compiled)
 
     def __call__(self, corpus: Path, texts: list[str], output: Path) -> None:
-        encode_shard(self.engine, corpus, {}, "passage", 0, 1, output)
+        encode_piece(self.engine, Piece(corpus, "passage", 0, 1, output, self.engine.facts.dtype))
 
 
 class Flag:
@@ -318,7 +322,7 @@ def device_alone(engine: PackedEngine, texts: list[str]) -> float:
     sync()
     began = time.perf_counter()
     for batch, arrays in laid:
-        list(engine._launch(batch, arrays, packer))
+        list(engine._launch(batch, arrays, packer, engine.dimension))
     sync()
     return len(texts) / (time.perf_counter() - began)
 
@@ -351,7 +355,8 @@ def same_bytes(name: str, folder: Path, texts: list[str], scratch: Path, dtype: 
     def whole(source: Path, shards: int = 1) -> np.ndarray:
         parts = []
         for i in range(shards):
-            encode_shard(engine, source, {}, "passage", i, shards, scratch / "part.npy")
+            part = Piece(source, "passage", i, shards, scratch / "part.npy", dtype)
+            encode_piece(engine, part)
             parts.append(np.load(scratch / "part.npy"))
         return np.concatenate(parts)
 
@@ -361,7 +366,7 @@ def same_bytes(name: str, folder: Path, texts: list[str], scratch: Path, dtype: 
         seen[key] = digest(vectors)
         print(f"  {seen[key]} {key}", flush=True)
 
-    print(f"\n{name}, {engine.compute_dtype}: {len(texts)} passages")
+    print(f"\n{name}, {engine.precision.dtype}: {len(texts)} passages")
     for n in (1, 2, 4, 7):
         note(f"{n} shards", whole(corpus, n))
     order = np.random.default_rng(0).permutation(len(texts))
@@ -377,21 +382,33 @@ def same_bytes(name: str, folder: Path, texts: list[str], scratch: Path, dtype: 
 
 
 def command(
-    folder: Path, corpus: Path, output: Path, cache: Path, dtype: str = "auto", budget: int = 0
+    folder: Path, corpus: Path, output: Path, cache: Path, dtype: str = USUAL, budget: int = 0
 ) -> list[str]:
-    """scripts/encode.py for all of `corpus`."""
+    """scripts/encode.py for all of `corpus`, as a plan's job; what is there is encoded again."""
     output.parent.mkdir(exist_ok=True)
-    spec = output.with_suffix(".spec.json")
-    spec.write_text(json.dumps({"facts": {"dtype": dtype}}))
-    given = {"staged": folder, "texts": corpus, "spec": spec, "role": "passage"}
-    given |= {"output": output, "compiler-cache": cache}
-    given |= {"tokens-per-batch": budget} if budget else {}
-    words = [part for key, value in given.items() for part in (f"--{key}", str(value))]
+    sidecar = output.with_suffix(".json")
+    for path in (output, sidecar):
+        path.unlink(missing_ok=True)
+    spec = {"staged": str(folder), "texts": str(corpus), "role": "passage", "of": 1}
+    spec |= {"dtype": dtype, "compiled": True, "prompt": None, "instruction": None, "title": "join"}
+    artifact = Artifact("encode", str(output), spec, beside=(str(sidecar),))
+    plan = Plan(
+        experiment="benchmark",
+        store=str(cache),
+        results="",
+        artifacts={artifact.path: artifact},
+        jobs=(make_job("all", "encode", [artifact]),),
+        report="",
+        report_with_reference=None,
+        repeat="",
+    )
+    words = ["--plan", str(write_plan(plan, output.parent / "plans")), "--job", "encode__all"]
+    words += ["--tokens-per-batch", str(budget)] if budget else []
     return [sys.executable, str(SCRIPTS / "encode.py"), *words]
 
 
 def run_cli(
-    folder: Path, corpus: Path, scratch: Path, cache: Path, dtype: str = "auto"
+    folder: Path, corpus: Path, scratch: Path, cache: Path, dtype: str = USUAL
 ) -> tuple[float, np.ndarray, dict]:
     """Seconds, vectors and sidecar of scripts/encode.py in a process of its own."""
     output = scratch / "cli.npy"
@@ -571,7 +588,7 @@ def profile(name: str, folder: Path, texts: list[str], scratch: Path, dtypes: li
         for key, (seconds, _) in kernels.items():
             marks = ((kind, any(m in key.lower() for m in marks)) for kind, marks in KINDS.items())
             kinds[next((kind for kind, found in marks if found), "other")] += seconds
-        print(f"\n{name}, {run.engine.compute_dtype}: busy {busy:.3f} s of {span:.3f} s")
+        print(f"\n{name}, {run.engine.precision.dtype}: busy {busy:.3f} s of {span:.3f} s")
         print("| kind | ms | share |\n|---|---|---|")
         for kind, seconds in kinds.items():
             print(f"| {kind} | {1000 * seconds:.1f} | {seconds / busy:.3f} |")
@@ -686,7 +703,7 @@ def main() -> None:
     print(device, known, flush=True)
     sys.stdout.reconfigure(line_buffering=True)
     results = {"device": device, "versions": known}
-    dtypes = args.dtypes or ["bfloat16" if DEVICE == "cuda" else "float32"]
+    dtypes = args.dtypes or [USUAL]
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         if "attention" in args.parts and DEVICE == "cuda":
