@@ -24,13 +24,16 @@ SIGNATURE = "X-Amz-Signature=5e11a7e"  # stands for the secret in a CDN's URL
 
 
 class Repo:
-    """One repository at one commit, whose hash follows from the contents."""
+    """One repository at one commit, whose hash is given or follows from the contents."""
 
-    def __init__(self, kind: str, name: str, files: Mapping[str, bytes]) -> None:
+    def __init__(
+        self, kind: str, name: str, files: Mapping[str, bytes], commit: str | None = None
+    ) -> None:
         self.kind, self.name, self.files = kind, name, dict(files)
         shas = {file: hashlib.sha256(data).hexdigest() for file, data in self.files.items()}
         self.sha256 = shas
-        self.commit = hashlib.sha1(json.dumps([name, shas], sort_keys=True).encode()).hexdigest()
+        made = hashlib.sha1(json.dumps([name, shas], sort_keys=True).encode()).hexdigest()
+        self.commit = commit or made
 
     def is_lfs(self, file: str) -> bool:
         return file.endswith(LFS)
@@ -81,7 +84,8 @@ class Repo:
 class HubServer:
     """Serve `repos` (models) and `datasets`, each name → {file: bytes}.
 
-    `gated` and `private` are names that need `token`. `requests` holds (method, path, headers
+    `gated` and `private` are names that need `token`; `commits` gives names the hash of a commit
+    that they have elsewhere. `requests` holds (method, path, headers
     with lower-case names) of all requests to both origins, `sent` the bytes sent per file name.
     """
 
@@ -92,10 +96,15 @@ class HubServer:
         gated: tuple[str, ...] = (),
         private: tuple[str, ...] = (),
         token: str = "hf_only_for_tests",
+        commits: Mapping[str, str] | None = None,
     ) -> None:
-        models = {("models", n): Repo("models", n, f) for n, f in (repos or {}).items()}
-        tables = {("datasets", n): Repo("datasets", n, f) for n, f in (datasets or {}).items()}
-        self.repos = models | tables
+        pinned = commits or {}
+        given = {"models": repos or {}, "datasets": datasets or {}}
+        self.repos = {
+            (kind, name): Repo(kind, name, files, pinned.get(name))
+            for kind, group in given.items()
+            for name, files in group.items()
+        }
         self.gated, self.private, self.token = gated, private, token
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.sent: dict[str, int] = {}

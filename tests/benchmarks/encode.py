@@ -34,12 +34,9 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from embedrepro.encode import resolve  # noqa: E402
 from embedrepro.encode.job import Piece, encode_piece  # noqa: E402
-from embedrepro.encode.packed import PackedEngine, layers_of  # noqa: E402
+from embedrepro.encode.packed import PackedEngine, Wanted, layers_of  # noqa: E402
 from embedrepro.encode.tokens import Tokeniser  # noqa: E402
 from embedrepro.files import sha256  # noqa: E402
-from embedrepro.plan.artifacts import Artifact  # noqa: E402
-from embedrepro.plan.jobs import make_job  # noqa: E402
-from embedrepro.plan.plan import Plan, write_plan  # noqa: E402
 from tokenizers.processors import TemplateProcessing  # noqa: E402
 
 BERT = {"type_vocab_size": 2, "max_position_embeddings": 512}
@@ -55,7 +52,6 @@ GEOMETRIES = {
 PARTS = ["attention", "speed", "bytes", "start", "memory", "devices", "faults", "profile"]
 LENGTH = 512
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-USUAL = "bfloat16" if DEVICE == "cuda" else "float32"
 
 
 def stage(folder: Path, name: str, tokenizer: str, small: bool) -> Path:
@@ -306,7 +302,7 @@ def compare(name: str, folder: Path, texts: list[str], scratch: Path, args) -> d
         rows[key] = {"seconds": seconds[key], "passages_per_second": speed, "tflops": work}
         rows[key] |= {"exact": exact[key], "of_matmul": work / rate, "ratio": speed / base}
     if "packed fp8" in found:
-        print("fp8 beside bfloat16:", found["packed fp8"].engine.fp8_effect)
+        print("fp8 beside bfloat16:", found["packed fp8"].engine.remarks["fp8_effect"])
     print("tokens a batch:", packed.tokens_per_batch, flush=True)
     return {"engines": rows, "tokeniser": tokenise, "device": alone, "matmul_tflops": [rate, kept]}
 
@@ -322,7 +318,7 @@ def device_alone(engine: PackedEngine, texts: list[str]) -> float:
     sync()
     began = time.perf_counter()
     for batch, arrays in laid:
-        list(engine._launch(batch, arrays, packer, engine.dimension))
+        list(engine._launch(batch, arrays, packer, Wanted(engine.dimension, 0)))
     sync()
     return len(texts) / (time.perf_counter() - began)
 
@@ -355,8 +351,8 @@ def same_bytes(name: str, folder: Path, texts: list[str], scratch: Path, dtype: 
     def whole(source: Path, shards: int = 1) -> np.ndarray:
         parts = []
         for i in range(shards):
-            part = Piece(source, "passage", i, shards, scratch / "part.npy", dtype)
-            encode_piece(engine, part)
+            part = scratch / "part.npy"
+            encode_piece(engine, Piece(source, "passage", i, shards, part, dtype))
             parts.append(np.load(scratch / "part.npy"))
         return np.concatenate(parts)
 
@@ -382,35 +378,28 @@ def same_bytes(name: str, folder: Path, texts: list[str], scratch: Path, dtype: 
 
 
 def command(
-    folder: Path, corpus: Path, output: Path, cache: Path, dtype: str = USUAL, budget: int = 0
+    folder: Path, corpus: Path, output: Path, cache: Path, dtype: str = "bfloat16", budget: int = 0
 ) -> list[str]:
-    """scripts/encode.py for all of `corpus`, as a plan's job; what is there is encoded again."""
+    """A job's call for all of `corpus` in a process of its own."""
     output.parent.mkdir(exist_ok=True)
-    sidecar = output.with_suffix(".json")
-    for path in (output, sidecar):
-        path.unlink(missing_ok=True)
-    spec = {"staged": str(folder), "texts": str(corpus), "role": "passage", "of": 1}
-    spec |= {"dtype": dtype, "compiled": True, "prompt": None, "instruction": None, "title": "join"}
-    artifact = Artifact("encode", str(output), spec, beside=(str(sidecar),))
-    plan = Plan(
-        experiment="benchmark",
-        store=str(cache),
-        results="",
-        artifacts={artifact.path: artifact},
-        jobs=(make_job("all", "encode", [artifact]),),
-        report="",
-        report_with_reference=None,
-        repeat="",
+    script = (
+        "import os, sys; from pathlib import Path\n"
+        f"os.environ['TORCHINDUCTOR_CACHE_DIR'] = {str(cache / 'inductor')!r}\n"
+        f"os.environ['TRITON_CACHE_DIR'] = {str(cache / 'triton')!r}\n"
+        f"sys.path.insert(0, {str(SCRIPTS)!r})\n"
+        "from embedrepro.encode.job import Piece, encode_pieces\n"
+        f"piece = Piece(Path({str(corpus)!r}), 'passage', 0, 1, Path({str(output)!r}), {dtype!r}, "
+        "compiled=True)\n"
+        f"encode_pieces(Path({str(folder)!r}), [piece], tokens_per_batch={budget or None})"
     )
-    words = ["--plan", str(write_plan(plan, output.parent / "plans")), "--job", "encode__all"]
-    words += ["--tokens-per-batch", str(budget)] if budget else []
-    return [sys.executable, str(SCRIPTS / "encode.py"), *words]
+    return [sys.executable, "-c", script]
 
 
 def run_cli(
-    folder: Path, corpus: Path, scratch: Path, cache: Path, dtype: str = USUAL
+    folder: Path, corpus: Path, scratch: Path, cache: Path, dtype: str = "bfloat16"
 ) -> tuple[float, np.ndarray, dict]:
-    """Seconds, vectors and sidecar of scripts/encode.py in a process of its own."""
+    """Seconds, vectors and sidecar of a job in a process of its own."""
+    (scratch / "cli.npy").unlink(missing_ok=True)  # or the job leaves it
     output = scratch / "cli.npy"
     began = time.perf_counter()
     run = command(folder, corpus, output, cache, dtype)
@@ -703,7 +692,7 @@ def main() -> None:
     print(device, known, flush=True)
     sys.stdout.reconfigure(line_buffering=True)
     results = {"device": device, "versions": known}
-    dtypes = args.dtypes or [USUAL]
+    dtypes = args.dtypes or ["bfloat16" if DEVICE == "cuda" else "float32"]
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         if "attention" in args.parts and DEVICE == "cuda":

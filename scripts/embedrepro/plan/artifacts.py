@@ -77,12 +77,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Outside:
-    """What lies outside the store: by dataset name the digest of its corpus, of what each of its
-    splits is read from, and its size; by path the digest of all that verdicts are given by, the
-    files of the folder `registry` and tables of the user's own."""
+    """What lies outside the store: by dataset name the identity of its corpus, of what each of its
+    splits is read from (see `datasets.local`), and its size; by path the digest of all that
+    verdicts are given by, the files of the folder `registry` and tables of the user's own."""
 
-    corpora: Mapping[str, str]
-    splits: Mapping[str, Mapping[str, str]]
+    corpora: Mapping[str, Spec]
+    splits: Mapping[str, Mapping[str, Spec]]
     sizes: Mapping[str, Estimate]
     registry: str = ""
     published: Mapping[str, str] = field(default_factory=dict)
@@ -152,17 +152,29 @@ class Catalogue:
     # Datasets
 
     def corpus(self, dataset: ResolvedDataset) -> Artifact:
-        spec = {"name": dataset.name, "source": dataset.source, "title": dataset.title}
-        key = key_of("corpus", dataset.name, self.outside.corpora[dataset.name], dataset.title)
+        identity = self.outside.corpora[dataset.name]
+        spec = {
+            "name": dataset.name,
+            "source": dataset.source,
+            "title": dataset.title,
+            "identity": identity,
+        }
+        key = key_of("corpus", dataset.name, identity, dataset.title)
         folder = self.path("datasets", f"{dataset.slug}-{key}")
         path, beside = f"{folder}/corpus.json", (f"{folder}/corpus.parquet",)
         return self.add(Artifact("corpus", path, spec, (), beside, label=dataset.name))
 
     def split(self, dataset: ResolvedDataset, split: str) -> Artifact:
         corpus = self.corpus(dataset)
-        theirs = dataset.splits[split]
-        spec = {"name": dataset.name, "split": split, "source": dataset.source, "theirs": theirs}
-        key = key_of("split", corpus.path, self.outside.splits[dataset.name][split], theirs)
+        identity = self.outside.splits[dataset.name][split]
+        spec = {
+            "name": dataset.name,
+            "split": split,
+            "source": dataset.source,
+            "theirs": dataset.splits[split],
+            "identity": identity,
+        }
+        key = key_of("split", key_in(corpus.path), identity)
         folder = f"{corpus.path.rpartition('/')[0]}/{split}-{key}"
         beside = (f"{folder}/queries.parquet", f"{folder}/qrels.parquet")
         path, label = f"{folder}/split.json", f"{dataset.name} {split}"
@@ -326,31 +338,34 @@ class Catalogue:
             "facts": {
                 "title": dataset.title,
                 "dataset_revision": dataset.source.get("revision"),
+                "stated": sorted(model.facts),
             },
         }
         key = key_of("score", spec, run.path, source.path)
         base = self.path("scores", dataset.slug, split, f"{model.slug}-{key}")
         encoded = self.encoded(model, dataset, split)
+        sidecars = [re.sub(r"npy$", "json", path) for path in encoded]
         per_query = f"{base}.per_query.tsv"
         files = {
             "run": run.path,
             "qrels": source.beside[1],
             "queries": source.beside[0],
-            "encoded": [a.beside[0] for a in encoded],
+            "encoded": sidecars,
             "per_query": per_query,
         }
         beside = (per_query, f"{per_query}.sha256")
-        inputs = (run.path, source.path, *(a.path for a in encoded))
+        inputs = (run.path, source.path, *encoded)
         label = f"{model.id} on {dataset.name} {split}"
         return self.add(
             Artifact("score", f"{base}.json", spec | files, inputs, beside, label=label)
         )
 
-    def encoded(self, model: Model, dataset: ResolvedDataset, split: str) -> list[Artifact]:
-        """The queries and one piece of the corpus: their sidecars say how both were encoded."""
+    def encoded(self, model: Model, dataset: ResolvedDataset, split: str) -> list[str]:
+        """Queries and corpus: their vectors' sidecars say how both were encoded."""
         if model.kind != "dense":
             return []
-        return [self.queries(model, dataset, split), self.passages(model, dataset)[0]]
+        passages = self.passages(model, dataset)[0].path
+        return [self.queries(model, dataset, split).path, pattern(passages)]
 
     def rows(self) -> Iterator[Row]:
         """Every row of the report: a model, a dataset and a split."""

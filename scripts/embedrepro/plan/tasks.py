@@ -86,13 +86,17 @@ def score_row(artifact: Artifact) -> scoring.Row:
 
 def encoded_facts(sidecars: Iterable[str]) -> dict[str, Any]:
     """What vectors' sidecars say that a published number must share to be comparable."""
-    facts: dict[str, Any] = {"max_length": {}} if sidecars else {}
-    for path in sidecars:
+    facts: dict[str, Any] = {}
+    for path in (path for one in sidecars for path in spread(one)):
         sidecar = read_json(path)
         role, settings = sidecar["role"], sidecar["settings"]
         facts[f"{role}_prompt"] = sidecar["prompt"]
-        facts["max_length"][role] = settings["max_length"][role]
-        facts["dimensions"] = settings.get("dimensions")
+        facts.setdefault("max_length", {})[role] = settings["max_length"][role]
+        cut = facts.setdefault("truncated", {})
+        cut[role] = cut.get(role, 0) + sidecar["truncated"]
+        facts["dimensions"], facts["dimension"] = settings.get("dimensions"), sidecar["shape"][1]
         if role == "passage":
             facts["dtype"] = sidecar["compute_dtype"]
+            exact = sidecar["compute_dtype"] == "float32"
+            facts["precision"] = "exact" if exact else "fast"
     return facts
