@@ -4,8 +4,8 @@
     python tests/benchmarks/encode_cpu.py STAGED_FOLDER BEIR_FOLDER [--rounds 5]
 
 Engines take turns in one process, from texts to vectors in memory, at most 256 tokens a text (stage
-the model with max_length: 256), in float32 unless said. Medians of the passages a second; ratios and
-the largest difference last.
+the model with max_length: 256), in float32 unless said. Medians of the passages a second; ratios
+and the largest difference last.
 """
 
 import argparse
