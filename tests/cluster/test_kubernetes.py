@@ -13,7 +13,7 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture
 def asked(local, config, tmp_path, monkeypatch):
-    """The Kubernetes jobs of an experiment whose models are staged and whose dataset is prepared."""
+    """The Kubernetes jobs of an experiment with its models staged and its dataset prepared."""
     volume = tmp_path / "volume"
     for part in ("models", "datasets"):
         stored = volume / "embed-repro" / "store" / part
