@@ -22,6 +22,28 @@ for job in jobs("search"):
             "{params.command} 2>&1 | tee {log:q}"
 
 
+for job in jobs("refine"):
+
+    rule:
+        name:
+            job.name
+        input:
+            inputs(job),
+        output:
+            products(job),
+        log:
+            log_of(job),
+        conda:
+            "../envs/encode.yaml"
+        threads: job.threads
+        resources:
+            **asked(job),
+        params:
+            command=command("refine", job),
+        shell:
+            "{params.command} 2>&1 | tee {log:q}"
+
+
 for job in jobs("merge"):
 
     rule:

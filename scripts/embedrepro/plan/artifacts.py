@@ -4,18 +4,21 @@
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ..datasets.registry import Estimate, ResolvedDataset
 from ..errors import UserError, printable
+from ..evaluation import metrics
 from ..models.facts_table import Role, known_facts, prompt_for, role_facts
 from . import cost
 from .config import Experiment, Model
 from .keys import key_of
 
 Spec = Mapping[str, Any]
+FIRST = 10  # ranks of a run that are float32's whatever it costs
 PIECE = "{piece}"
 # A run is the same however it was cut: these steps put together what the others found.
 MERGES = {"merge": "search", "merge_reranked": "rerank"}
@@ -192,15 +195,8 @@ class Catalogue:
     def pieces(self, model: Model, dataset: ResolvedDataset) -> list[Artifact]:
         corpus, stage = self.corpus(dataset), self.stage(model)
         size, tflops = self.outside.sizes[dataset.name], self.experiment.tflops
-        precision = corpus_precision(model, size, tflops)
-        settings = {
-            "role": "passage",
-            **prompt_of(model, dataset, "passage"),
-            **precision,
-            "title": dataset.title,
-        }
-        facts = encode_identity(model, "passage", settings)
-        key = key_of("encode", facts, corpus.path.split("/")[-2])
+        settings, identity = self.passage_settings(model, dataset)
+        key = key_of("encode", identity(settings), key_in(corpus.path))
         folder = self.path("vectors", dataset.slug, f"{model.name}-{key}")
         of = dataset.shards or cost.pieces(model, size, tflops)
         spec = settings | {
@@ -228,6 +224,19 @@ class Catalogue:
             for piece in range(of)
         ]
 
+    def passage_settings(
+        self, model: Model, dataset: ResolvedDataset
+    ) -> tuple[dict[str, Any], Callable[[dict[str, Any]], list[Any]]]:
+        """How a corpus is encoded, and what makes such settings part of a key."""
+        size = self.outside.sizes[dataset.name]
+        settings = {
+            "role": "passage",
+            **prompt_of(model, dataset, "passage"),
+            **corpus_precision(model, size, self.experiment.tflops),
+            "title": dataset.title,
+        }
+        return settings, partial(encode_identity, model, "passage")
+
     def queries(self, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
         """The vectors of a split's queries: always float32, since there are few."""
         source, stage = self.split(dataset, split), self.stage(model)
@@ -239,7 +248,7 @@ class Catalogue:
             "title": dataset.title,
         }
         facts = encode_identity(model, "query", settings)
-        key = key_of("encode", facts, source.path.split("/")[-2])
+        key = key_of("encode", facts, key_in(source.path))
         folder = self.path("vectors", dataset.slug, f"{model.name}-{key}")
         spec = settings | {
             "staged": stage.spec["folder"],
@@ -293,6 +302,33 @@ class Catalogue:
             found.append(self.add(hit))
         return found
 
+    def refined_run(
+        self,
+        model: Model,
+        dataset: ResolvedDataset,
+        split: str,
+        parts: list[Any],
+        spec: dict[str, Any],
+    ) -> Artifact:
+        """The run of a corpus that is stored in a fast precision: searched, and what can still
+        change the first ranks encoded again in float32; with `precision: fast` only measured."""
+        settings, facts = self.passage_settings(model, dataset)
+        exact = settings | {"dtype": "float32", "compiled": False}
+        key = key_of("encode", facts(exact), key_in(self.corpus(dataset).path))
+        depths = refined_depths(self.experiment.metrics) if model.precision == "exact" else []
+        again = {
+            "depths": depths,
+            "staged": self.stage(model).spec["folder"],
+            "prompt": settings["prompt"],
+            "title": dataset.title,
+            "refined": self.path("refined", dataset.slug, f"{model.name}-{key}"),
+        }
+        stage, corpus = self.stage(model).path, self.corpus(dataset).path
+        inputs = (spec["vectors"], spec["pieces"], stage, corpus)
+        return self.run_artifact(
+            "refine", model, dataset, split, [*parts, depths], spec | again, inputs
+        )
+
     def run_artifact(
         self,
         step: str,
@@ -316,9 +352,9 @@ class Catalogue:
             "queries": source.beside[0],
         }
         label = f"{model.id} on {dataset.name} {split}"
-        return self.add(
-            Artifact(step, path, {**spec, **common}, inputs, (f"{path}.sha256",), label=label)
-        )
+        measured = [f"{path}.refined.json"] if step == "refine" else []
+        beside = (f"{path}.sha256", *measured)
+        return self.add(Artifact(step, path, {**spec, **common}, inputs, beside, label=label))
 
     def scores(self, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
         run, source = self.run(model, dataset, split), self.split(dataset, split)
@@ -351,6 +387,7 @@ class Catalogue:
             "qrels": source.beside[1],
             "queries": source.beside[0],
             "encoded": sidecars,
+            "refined": f"{run.path}.refined.json" if run.step == "refine" else None,
             "per_query": per_query,
         }
         beside = (per_query, f"{per_query}.sha256")
@@ -380,6 +417,12 @@ class Catalogue:
 
 def row_name(model: str, dataset: str, split: str) -> str:
     return f"{model} {dataset} {split}"
+
+
+def refined_depths(asked: Sequence[str]) -> list[int]:
+    """To what depths a run is made exact: the first always, the others where it costs little."""
+    cutoffs = {metrics.parse(name).cutoff or FIRST for name in asked}
+    return sorted({FIRST, *(depth for depth in cutoffs if depth > FIRST)})
 
 
 def encode_identity(model: Model, role: Role, settings: Mapping[str, Any]) -> list[Any]:
@@ -451,6 +494,8 @@ def dense_run(c: Catalogue, model: Model, dataset: ResolvedDataset, split: str) 
     passages, queries = c.passages(model, dataset), c.queries(model, dataset, split)
     parts = [key_in(passages[0].path), key_in(queries.path)]
     spec = {"vectors": queries.path, "pieces": pattern(passages[0].path)}
+    if passages[0].spec["dtype"] != "float32":
+        return c.refined_run(model, dataset, split, parts, spec)
     if len(passages) <= MOST_AT_ONCE:
         inputs = (queries.path, spec["pieces"])
         return c.run_artifact("search", model, dataset, split, parts, spec, inputs)
