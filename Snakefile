@@ -21,7 +21,7 @@ rule all:
     # Without a product, so that verdicts and the report's path are shown also when all was there.
     default_target: True
     input:
-        PLAN.of_rules("report"),
+        PLAN.shown(PLAN.report),
     localrule: True
     shell:
         show()

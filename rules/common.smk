@@ -1,12 +1,12 @@
 # The plan of the config, the targets, and the one helper by which a job of the plan becomes a rule.
+import json
+import os
 import shlex
 import sys
 from pathlib import Path
 
-from snakemake.common.configfile import load_configfile
 from snakemake.logging import logger
 from snakemake.settings.types import SharedFSUsage
-from snakemake.utils import update_config
 
 REPOSITORY = Path(workflow.current_basedir).parent
 if str(REPOSITORY / "scripts") not in sys.path:
@@ -16,25 +16,13 @@ from embedrepro.errors import UserError, printable
 from embedrepro.plan.build import build_plan, read_config
 from embedrepro.plan.plan import write_plan
 
+# A module's config is given by the outer workflow; else each config file has paths of its own.
 IN_MODULE = workflow.modifier.parent_modifier is not None
+GIVEN = [] if IN_MODULE else workflow.overwrite_configfiles
+OVERRIDES = {} if IN_MODULE else workflow.config_settings.config
 try:
-    PLAN = build_plan(
-        # A module's config is the outer workflow's to give; else each file has paths of its own.
-        (
-            config
-            if IN_MODULE
-            else read_config(
-                REPOSITORY,
-                workflow.overwrite_configfiles,
-                workflow.config_settings.config,
-                load_configfile,
-                update_config,
-            )
-        ),
-        REPOSITORY,
-        [] if IN_MODULE else workflow.overwrite_configfiles,
-        {} if IN_MODULE else workflow.config_settings.config,
-    )
+    given = config if IN_MODULE else read_config(REPOSITORY, GIVEN, OVERRIDES)
+    PLAN = build_plan(given, REPOSITORY, GIVEN, OVERRIDES)
 except UserError as error:
     print(f"error: {printable(error, 2000)}", file=sys.stderr, flush=True)
     sys.exit(2)
@@ -43,12 +31,10 @@ except UserError as error:
 DEPLOYED = bool(workflow.deployment_settings.deployment_method)
 PYTHON = "python" if DEPLOYED else shlex.quote(sys.executable)
 SCRIPTS = shlex.quote(str(REPOSITORY / "scripts"))
-PLAN_FILE = (
-    f".embed-repro/{PLAN.experiment}.json"
-    if workflow.dryrun
-    else write_plan(PLAN, ".embed-repro")
-)
+PLAN_FILE = write_plan(PLAN, ".embed-repro")
 
+# What a job with a GPU asks for besides, as JSON: set by a cluster's profile, which can name no job.
+GPU_RESOURCES = json.loads(os.environ.get("EMBED_REPRO_GPU_RESOURCES") or "{}")
 
 # Without a file system that all jobs share, files are carried: then each has to be named.
 CARRIED = SharedFSUsage.INPUT_OUTPUT not in workflow.storage_settings.shared_fs_usage
@@ -84,25 +70,8 @@ def log_of(job):
 def asked(job):
     """What a job asks for: a failed one gets more time and memory when it is tried again."""
     resources = {"runtime": growing(job.minutes), "mem_mb": growing(job.mem_mb)}
-    # Kubernetes grants a GPU only as a limit, which scale: 0 makes of what is asked for.
-    kubernetes = {"gpu_manufacturer": "nvidia", "scale": 0}
-    return resources | ({"gpu": job.gpu} | kubernetes if job.gpu else {})
+    return resources | ({"gpu": job.gpu} | GPU_RESOURCES if job.gpu else {})
 
 
 def growing(amount):
     return lambda wildcards, attempt: amount * attempt
-
-
-def show(*options):
-    """The command that shows a report: the view of it in results/, verdicts on the screen."""
-    return f"{PYTHON} {SCRIPTS}/show_results.py --plan {PLAN_FILE} {' '.join(options)}"
-
-
-def rest():
-    """The command that makes what a mistake elsewhere held up: this one, its paths absolute."""
-    words = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
-    words = [word for word in words if word not in workflow.dag_settings.targets]
-    given = ["--snakefile", workflow.main_snakefile, "--directory", Path.cwd(), "--plan", PLAN_FILE]
-    files = ["--configfile", *workflow.overwrite_configfiles] * bool(workflow.overwrite_configfiles)
-    line = shlex.join(map(str, [*given, *files, "--", *words]))
-    return f"{PYTHON} {SCRIPTS}/finish_rest.py {line}"

@@ -15,10 +15,10 @@ for job in jobs("download"):
         conda:
             "../envs/data.yaml"
         threads: job.threads
-        params:
-            command=command("download_model", job),
         resources:
             **asked(job),
+        params:
+            command=command("download_model", job),
         shell:
             "{params.command} 2>&1 | tee {log:q}"
 
@@ -37,10 +37,9 @@ for job in jobs("stage"):
         conda:
             "../envs/data.yaml"
         threads: job.threads
-        params:
-            command=command("stage_model", job),
         resources:
             **asked(job),
+        params:
+            command=command("stage_model", job),
         shell:
             "{params.command} 2>&1 | tee {log:q}"
-

@@ -15,10 +15,10 @@ for job in jobs("preflight"):
         conda:
             "../envs/encode.yaml"
         threads: job.threads
-        params:
-            command=command("preflight_model", job),
         resources:
             **asked(job),
+        params:
+            command=command("preflight_model", job),
         shell:
             "{params.command} 2>&1 | tee {log:q}"
 
@@ -37,10 +37,9 @@ for job in jobs("encode"):
         conda:
             "../envs/encode.yaml"
         threads: job.threads
-        params:
-            command=command("encode", job),
         resources:
             **asked(job),
+        params:
+            command=command("encode", job),
         shell:
             "{params.command} 2>&1 | tee {log:q}"
-

@@ -14,10 +14,10 @@ for job in jobs("prepare"):
         conda:
             "../envs/data.yaml"
         threads: job.threads
-        params:
-            command=command("prepare_dataset", job),
         resources:
             **asked(job),
+        params:
+            command=command("prepare_dataset", job),
         shell:
             "{params.command} 2>&1 | tee {log:q}"
 

@@ -15,10 +15,10 @@ for job in jobs("reference"):
         conda:
             "../envs/encode.yaml"
         threads: job.threads
-        params:
-            command=command("run_reference", job),
         resources:
             **asked(job),
+        params:
+            command=command("run_reference", job),
         shell:
             "{params.command} 2>&1 | tee {log:q}"
 
@@ -37,10 +37,10 @@ for job in jobs("parity"):
         conda:
             "../envs/data.yaml"
         threads: job.threads
-        params:
-            command=command("compare_reference", job),
         resources:
             **asked(job),
+        params:
+            command=command("compare_reference", job),
         shell:
             "{params.command} 2>&1 | tee {log:q}"
 
@@ -59,10 +59,10 @@ for job in jobs("report_with_reference"):
         conda:
             "../envs/data.yaml"
         threads: job.threads
-        params:
-            command=command("make_report", job),
         resources:
             **asked(job),
+        params:
+            command=command("make_report", job),
         shell:
             "{params.command} 2>&1 | tee {log:q}"
 

@@ -14,10 +14,10 @@ for job in jobs("score"):
         conda:
             "../envs/data.yaml"
         threads: job.threads
-        params:
-            command=command("score_runs", job),
         resources:
             **asked(job),
+        params:
+            command=command("score_runs", job),
         shell:
             "{params.command} 2>&1 | tee {log:q}"
 

@@ -14,10 +14,32 @@ for job in jobs("search"):
         conda:
             "../envs/encode.yaml"
         threads: job.threads
-        params:
-            command=command("search", job),
         resources:
             **asked(job),
+        params:
+            command=command("search", job),
+        shell:
+            "{params.command} 2>&1 | tee {log:q}"
+
+
+for job in jobs("refine"):
+
+    rule:
+        name:
+            job.name
+        input:
+            inputs(job),
+        output:
+            products(job),
+        log:
+            log_of(job),
+        conda:
+            "../envs/encode.yaml"
+        threads: job.threads
+        resources:
+            **asked(job),
+        params:
+            command=command("refine", job),
         shell:
             "{params.command} 2>&1 | tee {log:q}"
 
@@ -36,10 +58,10 @@ for job in jobs("merge"):
         conda:
             "../envs/data.yaml"
         threads: job.threads
-        params:
-            command=command("merge_runs", job),
         resources:
             **asked(job),
+        params:
+            command=command("merge_runs", job),
         shell:
             "{params.command} 2>&1 | tee {log:q}"
 
@@ -58,10 +80,10 @@ for job in jobs("bm25"):
         conda:
             "../envs/data.yaml"
         threads: job.threads
-        params:
-            command=command("bm25_run", job),
         resources:
             **asked(job),
+        params:
+            command=command("bm25_run", job),
         shell:
             "{params.command} 2>&1 | tee {log:q}"
 
@@ -80,10 +102,10 @@ for job in jobs("fuse"):
         conda:
             "../envs/data.yaml"
         threads: job.threads
-        params:
-            command=command("fuse_runs", job),
         resources:
             **asked(job),
+        params:
+            command=command("fuse_runs", job),
         shell:
             "{params.command} 2>&1 | tee {log:q}"
 
@@ -102,10 +124,10 @@ for job in jobs("run"):
         conda:
             "../envs/data.yaml"
         threads: job.threads
-        params:
-            command=command("import_run", job),
         resources:
             **asked(job),
+        params:
+            command=command("import_run", job),
         shell:
             "{params.command} 2>&1 | tee {log:q}"
 
@@ -124,10 +146,9 @@ for job in jobs("rerank"):
         conda:
             "../envs/encode.yaml"
         threads: job.threads
-        params:
-            command=command("rerank", job),
         resources:
             **asked(job),
+        params:
+            command=command("rerank", job),
         shell:
             "{params.command} 2>&1 | tee {log:q}"
-

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import yaml
@@ -19,7 +20,7 @@ def snakemake(workdir: Path, *arguments: str, config: dict | None = None, **kwar
     """
     workdir.mkdir(parents=True, exist_ok=True)
     command = [Path(sys.executable).with_name("snakemake"), "-s", REPOSITORY / "Snakefile"]
-    command += ["-d", workdir, "--cores", "2", "--quiet", "rules"]
+    command += ["-d", workdir, "--cores", "2"]
     if config is not None:
         overlay = workdir / "overlay.yaml"
         overlay.write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -36,17 +37,58 @@ def snakemake(workdir: Path, *arguments: str, config: dict | None = None, **kwar
     )
 
 
-def jobs(process: subprocess.CompletedProcess) -> dict[str, int]:
-    """How many jobs of each rule a dry run plans."""
-    counts = {}
-    listing = (process.stdout + process.stderr).partition("Job stats:")[2]
+def jobs(workdir: Path, *arguments: str, config: dict | None = None) -> Counter[str]:
+    """How many jobs of each step a dry run plans."""
+    done = snakemake(workdir, "-n", "--quiet", "host", *arguments, config=config)
+    assert done.returncode == 0, done.stdout + done.stderr
+    listing = (done.stdout + done.stderr).partition("Job stats:")[2]
+    counts: Counter[str] = Counter()
     for line in listing.splitlines()[3:]:
         words = line.split()
         if len(words) != 2 or not words[1].isdigit():
             break
-        counts[words[0]] = int(words[1])
-    counts.pop("total", None)
+        counts[words[0].partition("__")[0]] += int(words[1])
+    for name in ("total", "all"):
+        counts.pop(name, None)
     return counts
+
+
+def planned(workdir: Path, config: dict) -> tuple[Path, dict[str, str]]:
+    """The plan of `config`, written for steps run by hand: its file, and jobs' names by rule.
+
+    Where a rule has several jobs the last one counts.
+    """
+    from embedrepro.plan.build import build_plan
+    from embedrepro.plan.plan import write_plan
+
+    config = {"store": str(workdir / "store")} | config
+    plan = build_plan(config, REPOSITORY, [], {})
+    return write_plan(plan, workdir / "plans"), {job.rule: job.name for job in plan.jobs}
+
+
+def unmade(workdir: Path, config: dict) -> Counter[str]:
+    """How many artifacts of each step `config` has that `workdir` hasn't, vectors by role."""
+    from embedrepro.plan.plan import read_plan
+
+    path, _ = planned(workdir, config)
+    missing = [a for a in read_plan(path).artifacts.values() if not Path(a.path).exists()]
+    return Counter(f"encode {a.spec['role']}" if a.step == "encode" else a.step for a in missing)
+
+
+def one_model(models: list[dict]) -> dict:
+    """A config of these models on the demonstration's texts."""
+    source = {"beir": str(REPOSITORY / "data" / "demo")}
+    return {
+        "experiment": "demo",
+        "models": models,
+        "datasets": [{"name": "demo", "source": source}],
+    }
+
+
+def step(script: str, plan: Path, job: str) -> list[str]:
+    """The command of one job, as a rule has it."""
+    path = REPOSITORY / "scripts" / f"{script}.py"
+    return [sys.executable, str(path), "--plan", str(plan), "--job", job]
 
 
 def prepared_dataset(folder: Path, passages: dict, queries: dict) -> Path:

@@ -19,10 +19,10 @@ def printable(text: object, limit: int = 200) -> str:
 
 
 def full_disk(path: object = None) -> str:
-    """What to say of a full disk: the path, or at least the job's outputs."""
+    """What to say of a full disk: the path, or at least the job."""
     pairs = zip(sys.argv, sys.argv[1:], strict=False)
-    outputs = [value for name, value in pairs if name.startswith("--output")]
-    where = printable(path or " ".join(outputs) or sys.argv[0], 1000)
+    job = next((value for name, value in pairs if name == "--job"), sys.argv[0])
+    where = printable(path or job, 1000)
     return f"{where}: no space left on its disk; make room and run again"
 
 

@@ -33,8 +33,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from embedrepro.encode import resolve  # noqa: E402
-from embedrepro.encode.packed import PackedEngine, layers_of  # noqa: E402
-from embedrepro.encode.shard import encode_shard  # noqa: E402
+from embedrepro.encode.job import Piece, encode_piece  # noqa: E402
+from embedrepro.encode.packed import PackedEngine, Wanted, layers_of  # noqa: E402
 from embedrepro.encode.tokens import Tokeniser  # noqa: E402
 from embedrepro.files import sha256  # noqa: E402
 from tokenizers.processors import TemplateProcessing  # noqa: E402
@@ -164,7 +164,7 @@ class Packed:
         self.engine = PackedEngine(facts, DEVICE, compiled=compiled)
 
     def __call__(self, corpus: Path, texts: list[str], output: Path) -> None:
-        encode_shard(self.engine, corpus, {}, "passage", 0, 1, output)
+        encode_piece(self.engine, Piece(corpus, "passage", 0, 1, output, self.engine.facts.dtype))
 
 
 class Flag:
@@ -302,7 +302,7 @@ def compare(name: str, folder: Path, texts: list[str], scratch: Path, args) -> d
         rows[key] = {"seconds": seconds[key], "passages_per_second": speed, "tflops": work}
         rows[key] |= {"exact": exact[key], "of_matmul": work / rate, "ratio": speed / base}
     if "packed fp8" in found:
-        print("fp8 beside bfloat16:", found["packed fp8"].engine.fp8_effect)
+        print("fp8 beside bfloat16:", found["packed fp8"].engine.remarks["fp8_effect"])
     print("tokens a batch:", packed.tokens_per_batch, flush=True)
     return {"engines": rows, "tokeniser": tokenise, "device": alone, "matmul_tflops": [rate, kept]}
 
@@ -318,7 +318,7 @@ def device_alone(engine: PackedEngine, texts: list[str]) -> float:
     sync()
     began = time.perf_counter()
     for batch, arrays in laid:
-        list(engine._launch(batch, arrays, packer))
+        list(engine._launch(batch, arrays, packer, Wanted(engine.dimension, 0)))
     sync()
     return len(texts) / (time.perf_counter() - began)
 
@@ -351,7 +351,8 @@ def same_bytes(name: str, folder: Path, texts: list[str], scratch: Path, dtype: 
     def whole(source: Path, shards: int = 1) -> np.ndarray:
         parts = []
         for i in range(shards):
-            encode_shard(engine, source, {}, "passage", i, shards, scratch / "part.npy")
+            part = scratch / "part.npy"
+            encode_piece(engine, Piece(source, "passage", i, shards, part, dtype))
             parts.append(np.load(scratch / "part.npy"))
         return np.concatenate(parts)
 
@@ -361,7 +362,7 @@ def same_bytes(name: str, folder: Path, texts: list[str], scratch: Path, dtype: 
         seen[key] = digest(vectors)
         print(f"  {seen[key]} {key}", flush=True)
 
-    print(f"\n{name}, {engine.compute_dtype}: {len(texts)} passages")
+    print(f"\n{name}, {engine.precision.dtype}: {len(texts)} passages")
     for n in (1, 2, 4, 7):
         note(f"{n} shards", whole(corpus, n))
     order = np.random.default_rng(0).permutation(len(texts))
@@ -377,23 +378,28 @@ def same_bytes(name: str, folder: Path, texts: list[str], scratch: Path, dtype: 
 
 
 def command(
-    folder: Path, corpus: Path, output: Path, cache: Path, dtype: str = "auto", budget: int = 0
+    folder: Path, corpus: Path, output: Path, cache: Path, dtype: str = "bfloat16", budget: int = 0
 ) -> list[str]:
-    """scripts/encode.py for all of `corpus`."""
+    """A job's call for all of `corpus` in a process of its own."""
     output.parent.mkdir(exist_ok=True)
-    spec = output.with_suffix(".spec.json")
-    spec.write_text(json.dumps({"facts": {"dtype": dtype}}))
-    given = {"staged": folder, "texts": corpus, "spec": spec, "role": "passage"}
-    given |= {"output": output, "compiler-cache": cache}
-    given |= {"tokens-per-batch": budget} if budget else {}
-    words = [part for key, value in given.items() for part in (f"--{key}", str(value))]
-    return [sys.executable, str(SCRIPTS / "encode.py"), *words]
+    script = (
+        "import os, sys; from pathlib import Path\n"
+        f"os.environ['TORCHINDUCTOR_CACHE_DIR'] = {str(cache / 'inductor')!r}\n"
+        f"os.environ['TRITON_CACHE_DIR'] = {str(cache / 'triton')!r}\n"
+        f"sys.path.insert(0, {str(SCRIPTS)!r})\n"
+        "from embedrepro.encode.job import Piece, encode_pieces\n"
+        f"piece = Piece(Path({str(corpus)!r}), 'passage', 0, 1, Path({str(output)!r}), {dtype!r}, "
+        "compiled=True)\n"
+        f"encode_pieces(Path({str(folder)!r}), [piece], tokens_per_batch={budget or None})"
+    )
+    return [sys.executable, "-c", script]
 
 
 def run_cli(
-    folder: Path, corpus: Path, scratch: Path, cache: Path, dtype: str = "auto"
+    folder: Path, corpus: Path, scratch: Path, cache: Path, dtype: str = "bfloat16"
 ) -> tuple[float, np.ndarray, dict]:
-    """Seconds, vectors and sidecar of scripts/encode.py in a process of its own."""
+    """Seconds, vectors and sidecar of a job in a process of its own."""
+    (scratch / "cli.npy").unlink(missing_ok=True)  # or the job leaves it
     output = scratch / "cli.npy"
     began = time.perf_counter()
     run = command(folder, corpus, output, cache, dtype)
@@ -571,7 +577,7 @@ def profile(name: str, folder: Path, texts: list[str], scratch: Path, dtypes: li
         for key, (seconds, _) in kernels.items():
             marks = ((kind, any(m in key.lower() for m in marks)) for kind, marks in KINDS.items())
             kinds[next((kind for kind, found in marks if found), "other")] += seconds
-        print(f"\n{name}, {run.engine.compute_dtype}: busy {busy:.3f} s of {span:.3f} s")
+        print(f"\n{name}, {run.engine.precision.dtype}: busy {busy:.3f} s of {span:.3f} s")
         print("| kind | ms | share |\n|---|---|---|")
         for kind, seconds in kinds.items():
             print(f"| {kind} | {1000 * seconds:.1f} | {seconds / busy:.3f} |")

@@ -24,7 +24,7 @@ QUERIES = 6980
 SHARDS = 64
 CUT = (
     "import sys; sys.path.insert(0, sys.argv[1])\n"
-    "from embedrepro.shards import corpus_bounds\n"
+    "from embedrepro.datasets.shards import corpus_bounds\n"
     "print(len(corpus_bounds(sys.argv[2], int(sys.argv[3]))))\n"
 )
 

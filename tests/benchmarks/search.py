@@ -26,10 +26,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import pyarrow as pa  # noqa: E402
-from embedrepro.vectors.dense import seal_array  # noqa: E402
 from embedrepro.search import scan  # noqa: E402
-from embedrepro.vectors import shard as vectors  # noqa: E402
 from embedrepro.search.scores import Product  # noqa: E402
+from embedrepro.vectors import shard as vectors  # noqa: E402
+from embedrepro.vectors.dense import seal_array  # noqa: E402
 
 PIECE = 2**16  # rows made, or read, at a time
 
@@ -70,7 +70,7 @@ def products(rows: int, dim: int, queries: torch.Tensor, device: str) -> float:
     best = float("inf")
     for size in (2**12, 2**14) if device == "cpu" else (2**15, 2**16):
         block = unit_vectors(size, dim, 1, device)
-        product = Product(queries, size)
+        product = Product(queries, size, block.dtype)
         block = block.float() if device == "cpu" else block
         times = [seconds(lambda: product(block), device) for _ in range(7)]  # noqa: B023
         best = min(best, statistics.median(times[2:]) * rows / size)

@@ -4,10 +4,9 @@
     python tests/benchmarks/whole.py --snapshot FOLDER --made 13 --passages 2000 6000 --queries 50
 
 Ours is `snakemake` on a fresh store with the model's snapshot there (a `path` source, so that only
-linking and hashing count as download). A peer does the same sets one after the other in one process,
-imports included: sentence-transformers' InformationRetrievalEvaluator, FlagEmbedding's encoder with
-its own search and metrics, MTEB's evaluator. Rounds interleave; a peer that isn't installed is left
-out by name.
+linking and hashing count as download). A peer does the same sets one after the other, imports
+included: sentence-transformers' InformationRetrievalEvaluator in one process, FlagEmbedding's own
+evaluator. Rounds interleave.
 """
 
 import argparse

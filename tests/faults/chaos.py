@@ -35,11 +35,11 @@ KINDS = (
     "full disk",
 )
 SCRIPTS = {  # that run after the step's outputs were taken away
-    "score": ["score_run", "compare_published", "compare_models", "make_report"],
-    "merge": ["merge_hits", "score_run"],
-    "search": ["search_shard", "merge_hits"],
-    "encode": ["encode", "search_shard"],
-    "stage": ["stage_model", "encode"],
+    "score": ["score_runs", "make_report", "show_results"],
+    "merge": ["merge_runs", "bm25_run", "fuse_runs", "score_runs"],
+    "search": ["search", "merge_runs"],
+    "encode": ["encode", "search"],
+    "stage": ["stage_model", "preflight_model", "encode"],
     "all": ["download_model", "prepare_dataset", "stage_model"],
 }
 

@@ -7,16 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
-from embedrepro.datasets.registry import expand
+from embedrepro.datasets.registry import Registry
 from embedrepro.errors import UserError, run_cli
-from embedrepro.experiment import Experiment
 from embedrepro.files import read_json, write_json
-from embedrepro.sources.demo_model import build
+from embedrepro.models.preflight import preflight
 from embedrepro.models.staging import stage
+from embedrepro.plan.build import config_schema
+from embedrepro.plan.config import read_experiment
+from embedrepro.sources.demo_model import build
 from small_run import REPOSITORY, Run, write_corpus
 
-SCHEMA = yaml.safe_load((REPOSITORY / "rules/schemas/config.schema.yaml").read_text("utf-8"))
+SCHEMA = config_schema(REPOSITORY)
 SHELL = "$(touch pwned) `touch pwned`; touch pwned; '\"\\ & touch pwned #"
 PAGE = "<img src=x onerror=alert(1)>"
 SECRETS = {"HF_TOKEN": "hf_secretsecretsecret", "AWS_SECRET_ACCESS_KEY": "aws+secret/secret"}
@@ -30,7 +31,8 @@ def experiment(**changes):
         "models": [{"id": "a", "source": {"demo": 1}}],
         "datasets": [{"name": "d", "source": {"beir": "/d"}}],
     }
-    return Experiment(config | changes, SCHEMA, {}, {}, expand, lambda path: "digest")
+    known = {"schema": SCHEMA, "models": {}, "datasets": Registry({})}
+    return read_experiment(config | changes, **known, path_digest=str, file_digest=str)
 
 
 OUTSIDE = {
@@ -65,7 +67,7 @@ def test_an_alias_is_a_plain_name_or_refused(alias):
         built = experiment(models=[{"id": "a", "alias": alias, "source": {"demo": 1}}])
     except UserError:
         return
-    assert all(re.fullmatch(r"[A-Za-z0-9_-]+", slug) for slug in built.models)
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]+", model.slug) for model in built.models)
 
 
 EVIL = "import pathlib\npathlib.Path({marker!r}).touch()\n"
@@ -83,12 +85,15 @@ def test_a_tokenizers_code_never_runs(tmp_path, trusted):
     spec = {"id": "a/b", "model": "a__b", "source": {"demo": 7}, "trust_remote_code": trusted}
     spec |= {"facts": {"query_prompt": "", "passage_prompt": ""}}
     if trusted:
-        stage(spec, snapshot, tmp_path / "staged", prove=True)  # loads it as every library does
+        stage(spec, snapshot, tmp_path / "staged")
+        preflight(
+            tmp_path / "staged", tmp_path / "preflight.json"
+        )  # loads it as every library does
         assert not (tmp_path / "staged" / "evil.py").exists()
         assert "auto_map" not in read_json(tmp_path / "staged" / "tokenizer_config.json")
     else:
         with pytest.raises(UserError, match="trust_remote_code"):
-            stage(spec, snapshot, tmp_path / "staged", prove=True)
+            stage(spec, snapshot, tmp_path / "staged")
         assert not (tmp_path / "staged").exists()
     assert not marker.exists()
 

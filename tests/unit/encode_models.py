@@ -28,6 +28,21 @@ SIZES = {
 }
 GROUPED = SIZES | {"num_key_value_heads": 2, "head_dim": 16}
 SLIDING = {"sliding_window": 6, "layer_types": ["full_attention"] + ["sliding_attention"] * 2}
+YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0}
+YARN |= {"original_max_position_embeddings": 16}
+T5 = {
+    "vocab_size": len(VOCABULARY),
+    "d_model": 64,
+    "d_kv": 16,
+    "d_ff": 96,
+    "num_layers": 3,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 30,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+}
 ENCODERS = {
     "bert": ("BertConfig", SIZES | {"type_vocab_size": 2}),
     "roberta": ("RobertaConfig", SIZES),
@@ -49,12 +64,24 @@ ENCODERS = {
     "nomic_bert": ("NomicBertConfig", SIZES),
     "eurobert": ("EuroBertConfig", GROUPED),
     "mpnet": ("MPNetConfig", SIZES),
+    "data2vec-text": ("Data2VecTextConfig", SIZES),
+    "roberta-prelayernorm": ("RobertaPreLayerNormConfig", SIZES),
+    "xlm-roberta-xl": ("XLMRobertaXLConfig", SIZES),
+    "t5": ("T5Config", T5 | {"feed_forward_proj": "gated-gelu"}),
+    "mt5": ("MT5Config", T5),
+    "umt5": ("UMT5Config", T5),
 }
 DECODERS = {
     "qwen2": ("Qwen2Config", GROUPED | SLIDING | {"use_sliding_window": True}),
     "qwen3": ("Qwen3Config", GROUPED),
     "mistral": ("MistralConfig", GROUPED | {"sliding_window": 6}),
     "llama": ("LlamaConfig", GROUPED),
+    "llama yarn": ("LlamaConfig", GROUPED | {"rope_parameters": YARN}),
+    "ministral3": (
+        "Ministral3Config",
+        GROUPED | {"rope_parameters": YARN | {"llama_4_scaling_beta": 0.1}},
+    ),
+    "qwen3 by flag": ("Qwen3Config", GROUPED | {"use_bidirectional_attention": True}),
     "gemma": ("GemmaConfig", GROUPED),
     "gemma2": ("Gemma2Config", GROUPED | SLIDING | {"query_pre_attn_scalar": 16}),
     "gemma3_text": ("Gemma3TextConfig", GROUPED | SLIDING | {"query_pre_attn_scalar": 16}),
@@ -112,6 +139,13 @@ def stage(folder: Path, **facts: object) -> Path:
     return folder
 
 
+def model_class(config: transformers.PreTrainedConfig) -> type[transformers.PreTrainedModel]:
+    """The class that holds the encoder alone, or AutoModel's."""
+    if "t5" in config.model_type:
+        return getattr(transformers, f"{type(config).__name__.removesuffix('Config')}EncoderModel")
+    return transformers.MODEL_MAPPING[type(config)]
+
+
 def tiny(folder: Path, family: str, causal: bool = False, **facts: object) -> Path:
     """A staged folder with a random model of `family`."""
     name, sizes = (ENCODERS | DECODERS)[family]
@@ -120,7 +154,7 @@ def tiny(folder: Path, family: str, causal: bool = False, **facts: object) -> Pa
     if decoder and "bidirectional" not in family:
         config.is_causal = causal
     torch.manual_seed(0)
-    model = transformers.AutoModel.from_config(config)
+    model = model_class(config)._from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():  # norms and biases too
             parameter.add_(0.05 * torch.randn_like(parameter))

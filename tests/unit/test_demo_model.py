@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import traps
 from embedrepro.errors import UserError
-from embedrepro.sources.demo_model import END, ID, build
 from embedrepro.models.staging import stage
+from embedrepro.sources.demo_model import END, ID, build
 
 REPOSITORY = Path(__file__).parents[2]
 DEMO = REPOSITORY / "data" / "demo"

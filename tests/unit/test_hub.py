@@ -14,8 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from embedrepro.errors import UserError
+from embedrepro.plan.artifacts import Artifact
+from embedrepro.plan.jobs import make_job
+from embedrepro.plan.plan import Plan, write_plan
 from embedrepro.sources import hub_client, snapshot, wheels
 from embedrepro.sources.hub import download_model, path_digest
+from helpers import step
 from hub_server import SIGNATURE, HubServer
 from safetensors.numpy import save
 
@@ -63,11 +67,20 @@ def source(hub: HubServer, **more: object) -> dict:
 
 
 def command(spec: dict, output: Path) -> list[str]:
-    path = output.parent / "spec.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(spec))
-    script = str(ROOT / "scripts" / "download_model.py")
-    return [sys.executable, script, "--spec", str(path), "--output", str(output)]
+    """The command of a plan's job that downloads `spec` to the folder `output`."""
+    recipe = {"mirrors": [], "sha256": {}, "allow_pickle": False, "folder": str(output)} | spec
+    artifact = Artifact("download", str(output / "manifest.json"), recipe)
+    plan = Plan(
+        experiment="t",
+        store=str(output.parent / "store"),
+        results="results/t",
+        artifacts={artifact.path: artifact},
+        jobs=(make_job("m", "download", [artifact]),),
+        report="",
+        report_with_reference=None,
+        repeat="",
+    )
+    return step("download_model", write_plan(plan, output.parent / "plans"), "download__m")
 
 
 def download(spec: dict, output: Path, env: dict[str, str]) -> subprocess.CompletedProcess:
@@ -151,7 +164,8 @@ def test_a_killed_download_goes_on_where_it_was(tmp_path):
         assert hub.sent["model.safetensors"] - before["model.safetensors"] <= len(big) - 10_000_000
         assert hub.sent["tokenizer.json"] == before["tokenizer.json"]
         assert any(headers.get("range") for _, _, headers in hub.requests)
-    left = [path.name for path in (tmp_path / ".cache" / "partial").iterdir()]
+    partial = tmp_path / "store" / "models" / ".cache" / "partial"
+    left = [path.name for path in partial.iterdir()]
     assert left == ["m.lock"]
 
 

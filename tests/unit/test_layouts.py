@@ -18,9 +18,10 @@ from embedrepro.errors import UserError
 from embedrepro.models import comparison
 from embedrepro.models.preflight import preflight
 from embedrepro.models.staging import stage
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
-from sentence_transformers.sentence_transformer.modules import CNN, LayerNorm, Pooling
+from sentence_transformers.sentence_transformer.modules import CNN, LSTM, LayerNorm, Pooling
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from traps import write
@@ -31,6 +32,7 @@ SIZES = {
     **{"pad_token_id": 1, "initializer_range": 0.3},
 }
 GROUPED = SIZES | {"num_key_value_heads": 2, "head_dim": 8}
+ST = "sentence_transformers.models"
 PROMPTS = {"prompts": {"query": "query: ", "document": "text: "}}
 
 
@@ -125,6 +127,10 @@ def without_padding_token(folder: Path) -> Path:
     return folder
 
 
+def left(folder: Path) -> Path:
+    return change(folder, "tokenizer_config.json", padding_side="left")
+
+
 def cased(folder: Path) -> Path:
     plain(folder)
     return change(folder, "sentence_bert_config.json", do_lower_case=True)
@@ -135,7 +141,7 @@ def t5(folder: Path) -> Path:
     return plain(folder, dense(32, 16), family="T5", head="EncoderModel", **sizes)
 
 
-def static(folder: Path) -> Path:
+def static_module(folder: Path, size: int = 32):
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
     scratch = folder.parent / f"{folder.name}-tokenizer"
@@ -143,8 +149,27 @@ def static(folder: Path) -> Path:
     tokenizer(scratch, "none")
     torch.manual_seed(1)
     rust = Tokenizer.from_file(str(scratch / "tokenizer.json"))
-    module = StaticEmbedding(rust, embedding_weights=torch.randn(300, 24).numpy())
-    SentenceTransformer(modules=[module]).save(str(folder))
+    return StaticEmbedding(rust, embedding_weights=torch.randn(300, size).numpy())
+
+
+def static(folder: Path) -> Path:
+    SentenceTransformer(modules=[static_module(folder, 24)]).save(str(folder))
+    return folder
+
+
+def model2vec(folder: Path) -> Path:
+    """As model2vec saves it: a root folder of one table, named in modules.json."""
+    static_module(folder, 24)
+    folder.mkdir()
+    tokenizer(folder, "none")
+    torch.manual_seed(1)
+    save_file({"embeddings": torch.randn(300, 24)}, folder / "model.safetensors")
+    write(folder / "config.json", {"model_type": "model2vec", "hidden_dim": 24, "normalize": True})
+    rows = [{"idx": 0, "name": "0", "path": ".", "type": f"{ST}.StaticEmbedding"}]
+    write(
+        folder / "modules.json",
+        [*rows, {"idx": 1, "name": "1", "path": "1_N", "type": f"{ST}.Normalize"}],
+    )
     return folder
 
 
@@ -160,6 +185,47 @@ def own_module(folder: Path) -> Path:
     code += "        return features\n"
     (folder / "custom_st.py").write_text(code)
     return folder
+
+
+def router(folder: Path) -> Path:
+    from sentence_transformers.base.modules import Router
+
+    torch.manual_seed(2)
+    module = Router.for_query_document(
+        query_modules=[static_module(folder)],
+        document_modules=[Transformer(str(transformer(folder.parent / "t"))), Pooling(32, "mean")],
+    )
+    SentenceTransformer(modules=[module]).save(str(folder))
+    return folder
+
+
+def clip(folder: Path) -> Path:
+    sizes = {k: v for k, v in SIZES.items() if k != "initializer_range"}
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 4, "image_size": 8, "patch_size": 4}
+    config = transformers.CLIPConfig(
+        text_config=sizes | {"eos_token_id": 2, "projection_dim": 16},
+        vision_config=vision | {"projection_dim": 16},
+        projection_dim=16,
+    )
+    torch.manual_seed(3)
+    transformers.CLIPModel(config).save_pretrained(folder)
+    tokenizer(folder)
+    kind = "sentence_transformers.models.CLIPModel"
+    write(folder / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": kind}])
+    return folder
+
+
+def own_forward(folder: Path) -> Path:
+    """A native type with code of its own that computes something else."""
+    plain(folder)
+    code = "from transformers import BertModel\n\n\nclass Squared(BertModel):\n"
+    code += "    def forward(self, *args, **kwargs):\n"
+    code += "        output = super().forward(*args, **kwargs)\n"
+    code += "        output.last_hidden_state = output.last_hidden_state.square()\n"
+    code += "        return output\n"
+    (folder / "modeling_own.py").write_text(code)
+    return change(folder, "config.json", auto_map={"AutoModel": "modeling_own.Squared"})
 
 
 def masked_lm(family: str):
@@ -284,6 +350,11 @@ RIGHT = [
         {},
     ),
     ("a module of its own", own_module, "sentence_transformers", {}),
+    ("Router", router, "sentence_transformers", {}),
+    ("model2vec", model2vec, "sentence_transformers", {}),
+    ("own code of a native type", own_forward, "flagembedding", {"native": False}),
+    ("own code that trust asks for", own_forward, "flagembedding", {}),
+    ("cls, padded before", lambda f: left(plain(f, pooling="cls")), "packed", {}),
 ]
 REFUSED = [
     ("adapter beside weights", adapter, r"an adapter \(adapter_config.json, for org/base\) beside"),
@@ -354,10 +425,27 @@ def test_right(tmp_path, make, engine, facts):
             peer.max_seq_length = min(peer.max_seq_length, record["max_length"][role])
         encode = peer.encode_query if role == "query" else peer.encode_document
         settings = {"prompt": record[f"{role}_prompt"]} if facts else {}
-        expected = encode(texts(record), normalize_embeddings=record["normalize"], **settings)
+        settings |= {"normalize_embeddings": record["normalize"], "batch_size": 1}
+        expected = encode(texts(record), **settings)  # padded, some would be others
         found = comparison.own(ours, texts(record), role)
         assert found.shape == expected.shape
         np.testing.assert_allclose(comparison.unit(found), comparison.unit(expected), atol=2e-6)
+
+
+LATER = [
+    ("CLIP without what reads images", clip, "can't run it .*module CLIPModel.*image processor"),
+    ("LSTM", lambda f: plain(f, LSTM(32, 8)), "can't run it .*module LSTM.*sentence_lengths"),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "says"), [row[1:] for row in LATER], ids=[row[0] for row in LATER]
+)
+def test_refused_by_preflight(tmp_path, make, says):
+    stage(spec(), make(tmp_path / "snapshot"), tmp_path / "staged")
+    with pytest.raises(UserError, match=says):
+        preflight(tmp_path / "staged", tmp_path / "preflight.json")
+    assert not (tmp_path / "preflight.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,35 +1,26 @@
 """The profiles as Snakemake reads them, held against the rules. No cluster and no plugin is needed:
 tests/cluster runs them."""
 
+import json
 import os
 import re
 
 import pytest
-from helpers import REPOSITORY
+from helpers import REPOSITORY, one_model, snakemake
 from snakemake.profiles import ProfileConfigFileParser
 
 CLUSTERS = ("slurm", "kubernetes")
+MODELS = [{"id": "a/b", "source": {"demo": 7}, "trust_remote_code": True}]
 KERNELS = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+GPU_RESOURCES = "EMBED_REPRO_GPU_RESOURCES"
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
     """What a profile sets is taken back after each test."""
-    for name in KERNELS:
+    for name in (*KERNELS, GPU_RESOURCES):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-
-
-def gpu_rules():
-    """The rules that ask for a GPU, from the rules' text."""
-    found = []
-    for path in sorted((REPOSITORY / "rules").glob("*.smk")):
-        for name, body in re.findall(
-            r"^rule (\w+):\n((?: .*\n|\n)+)", path.read_text(), re.MULTILINE
-        ):
-            if re.search(r"^        gpu=", body, re.MULTILINE):
-                found.append(name)
-    return found
 
 
 def parsed(name, tmp_path, **edits):
@@ -44,27 +35,27 @@ def parsed(name, tmp_path, **edits):
         return ProfileConfigFileParser().parse(stream)
 
 
-def of_rules(profile):
-    """{rule: {resource: value}}"""
-    resources = {}
-    for setting in profile["set-resources"]:
-        rule, _, rest = setting.partition(":")
-        name, _, value = rest.partition("=")
-        resources.setdefault(rule, {})[name] = value
-    return resources
+def gpu_resources():
+    """What the profile that was read last gives to each job that asks for a GPU."""
+    return json.loads(os.environ[GPU_RESOURCES])
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_a_cluster_profile_names_every_rule_that_asks_for_a_gpu(name, tmp_path):
-    assert sorted(of_rules(parsed(name, tmp_path))) == sorted(gpu_rules())
-    assert "encode_corpus" in gpu_rules()
+def test_a_cluster_profile_names_no_rule(name, tmp_path):
+    """Rules are made of the plan's jobs: a name in a profile would be none of them."""
+    profile = parsed(name, tmp_path)
+    assert not {"set-resources", "set-threads", "groups", "slurm-array-jobs"} & set(profile)
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_what_makes_a_job_run_stands_in_the_default_profile_alone(name, tmp_path):
+    assert not set(parsed("default", tmp_path)) & set(parsed(name, tmp_path))
 
 
 def test_slurm_as_it_is_names_no_account_and_no_kind_of_gpu(tmp_path):
     profile = parsed("slurm", tmp_path)
     assert not [x for x in profile["default-resources"] if x.startswith("slurm_account")]
-    for resources in of_rules(profile).values():
-        assert resources == {"slurm_partition": "'gpu'"}
+    assert gpu_resources() == {"slurm_partition": "gpu"}
 
 
 def test_the_three_things_to_edit_reach_slurm(tmp_path):
@@ -76,8 +67,22 @@ def test_the_three_things_to_edit_reach_slurm(tmp_path):
     }
     profile = parsed("slurm", tmp_path, **edits)
     assert {"slurm_partition='small'", "slurm_account='me'"} <= set(profile["default-resources"])
-    for resources in of_rules(profile).values():
-        assert resources == {"slurm_partition": "'a100'", "gpu_model": "'a100'"}
+    assert gpu_resources() == {"slurm_partition": "a100", "gpu_model": "a100"}
+
+
+def test_jobs_with_a_gpu_ask_for_the_profiles_partition_and_the_others_do_not(tmp_path):
+    """As Snakemake prints it in a dry run of the rules made of a plan's jobs."""
+    parsed("slurm", tmp_path, GPU_PARTITION="many", GPU_MODEL="a100")
+    done = snakemake(tmp_path / "work", "-n", "--quiet", "host", config=one_model(MODELS))
+    assert done.returncode == 0, done.stderr
+    asked = {}
+    for name, body in re.findall(r"(?m)^(?:local)?rule (\w+?)__\w+:\n((?: .*\n)+)", done.stdout):
+        (asked[name],) = re.findall(r"resources: (.*)", body)
+    assert "gpu=1" in asked["encode"]
+    assert "slurm_partition=many" in asked["encode"] and "gpu_model=a100" in asked["encode"]
+    others = {name: text for name, text in asked.items() if name != "encode"}
+    assert {"download", "stage", "prepare", "score", "report"} <= others.keys()
+    assert not [text for text in others.values() if "slurm_partition" in text or "gpu" in text]
 
 
 @pytest.mark.parametrize(("answers", "command"), [(True, "sacct"), (False, "squeue")])
@@ -106,6 +111,8 @@ def test_kernels_are_compiled_on_the_nodes_own_disk(tmp_path):
 def test_what_a_pod_is_given_is_written_in_one_place(tmp_path):
     edits = {"IMAGE": "here/image:1", "CLAIM": "mine", "MOUNTED": "/v", "NAMESPACE": "lab"}
     profile = parsed("kubernetes", tmp_path, **edits)
+    # Kubernetes grants a GPU only as a limit, which scale: 0 makes of what is asked for.
+    assert gpu_resources() == {"gpu_manufacturer": "nvidia", "scale": 0}
     assert profile["kubernetes-persistent-volumes"] == ["mine:/v"]
     assert profile["container-image"] == "here/image:1"
     assert profile["kubernetes-namespace"] == "lab"

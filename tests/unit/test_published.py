@@ -133,6 +133,14 @@ def test_the_table_equals_the_extract(table):
     assert ours == {}
 
 
+def test_a_dataset_of_ones_own_may_say_which_task_it_is():
+    place = {"mine": {"all": {"task": "XQuADRetrieval", "split": "validation", "subset": "en"}}}
+    rows = published.load(REGISTRY, [], [MINILM], ["mine"], place)
+    found = {(row.dataset, row.split, row.metric): row.value for row in rows}
+    assert found["mine", "all", "nDCG@10"] == 0.94357
+    assert published.load(REGISTRY, [], [MINILM], ["mine"]) == []
+
+
 RESULT = {
     "task_name": "SciFact",
     "dataset_revision": "d" * 40,

@@ -6,19 +6,19 @@ import shlex
 import sys
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from embedrepro.encode.facts import resolve
 from embedrepro.errors import UserError
 from embedrepro.evaluation import reference
+from helpers import prepared
 
 HOSTILE = "--query: {x} $(touch bad) 'it''s'\n"
 SPEC = {
     "model_id": "org/name-1.5",
     "dataset": "mine",
     "split": "dev",
-    "facts": {},
+    "query_prompt": None,
+    "passage_prompt": None,
     "instruction": None,
     "devices": ["cpu", "cpu"],
     "batch_size": 8,
@@ -58,17 +58,19 @@ def staged(tmp_path):
 
 @pytest.fixture
 def dataset(tmp_path):
-    folder = tmp_path / "dataset"
-    (folder / "dev").mkdir(parents=True)
-    facts = {"name": "mine", "title": "join", "splits": {"dev": {}}}
-    (folder / "dataset.json").write_text(json.dumps(facts))
-    corpus = {"id": ["d1", "d2"], "title": ["Head", ""], "text": ["one", "two"]}
-    corpus["chars"] = pa.array([8, 3], pa.int32())
-    pq.write_table(pa.table(corpus), folder / "corpus.parquet")
-    pq.write_table(pa.table({"id": ["q"], "text": ["ask"]}), folder / "dev" / "queries.parquet")
-    qrels = {"query_id": ["q"], "doc_id": ["d2"], "relevance": pa.array([1], pa.int32())}
-    pq.write_table(pa.table(qrels), folder / "dev" / "qrels.parquet")
-    return folder
+    """Paths of a prepared dataset, as the plan gives them."""
+    source = tmp_path / "source"
+    (source / "qrels").mkdir(parents=True)
+    (source / "corpus.jsonl").write_text(
+        '{"_id": "d1", "title": "Head", "text": "one"}\n{"_id": "d2", "text": "two"}\n'
+    )
+    (source / "queries.jsonl").write_text('{"_id": "q", "text": "ask"}\n')
+    (source / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq\td2\t1\n")
+    prepared({"beir": str(source)}, tmp_path / "made", {"dev": "dev"})
+    paths = {name: tmp_path / "made" / "dev" / f"{name}.parquet" for name in ("queries", "qrels")}
+    return {"corpus": str(tmp_path / "made" / "corpus.parquet")} | {
+        name: str(path) for name, path in paths.items()
+    }
 
 
 def parsed(command):
@@ -81,8 +83,14 @@ def parsed(command):
 
 
 def test_flagembedding_reads_from_the_command_what_was_meant(staged, tmp_path):
-    folder = staged(query_prompt=HOSTILE, pooling="last_token", normalize=False, dimensions=4)
-    facts = resolve(folder, {"max_length": {"query": 32}})
+    folder = staged(
+        query_prompt=HOSTILE,
+        pooling="last_token",
+        normalize=False,
+        dimensions=4,
+        max_length={"query": 32, "passage": 256},
+    )
+    facts = resolve(folder, {})
     command = reference.command_line(facts, tmp_path, SPEC, "float32", tmp_path / "out")
     assert command[:3] == ["python", "-m", "FlagEmbedding.evaluation.custom"]
     evaluation, model = parsed(command)
@@ -121,15 +129,13 @@ def test_identical_ids_go_where_flagembeddings_rules_drop_them(staged, tmp_path)
 def test_ms_marco_has_an_evaluator_of_its_own(staged, dataset, tmp_path):
     assert reference.evaluator("msmarco-passage", "dl19") == ("msmarco", "passage", "dl19")
     assert reference.evaluator("msmarco-passage", "train") == ("custom", None, "test")
-    facts = json.loads((dataset / "dataset.json").read_text())
-    (dataset / "dataset.json").write_text(json.dumps(facts | {"name": "msmarco-passage"}))
-    reference.export(dataset, "dev", tmp_path / "out")
+    reference.export(SPEC | dataset | {"dataset": "msmarco-passage"}, tmp_path / "out")
     names = {path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.rglob("out/*/*")}
     assert names == {f"passage/{n}.jsonl" for n in ("corpus", "dev_queries", "dev_qrels")}
 
 
 def test_a_passage_prompt_reaches_the_texts_that_flagembedding_encodes(staged, dataset, tmp_path):
-    reference.export(dataset, "dev", tmp_path / "data")
+    reference.export(SPEC | dataset, tmp_path / "data")
     facts = resolve(staged(passage_prompt="passage: "), {})
     folder = reference.with_passage_prompt(tmp_path / "data", facts, SPEC, tmp_path / "more")
     rows = [json.loads(line) for line in (folder / "corpus.jsonl").read_text().splitlines()]
@@ -159,20 +165,30 @@ values = {"ndcg_at_10": 0.5, "mrr_at_10": 0.25, "recall_at_100": 1.0}
 """
 
 
+def runnable(staged: Path, dataset: dict, folder: Path) -> dict:
+    """What `run` is given: our vectors' sidecar says in which precision."""
+    sidecar = folder / "corpus-0-of-1.json"
+    sidecar.write_text(json.dumps({"compute_dtype": "bfloat16"}))
+    return SPEC | dataset | {"staged": str(staged), "sidecar": str(sidecar)}
+
+
 def test_result_parity_and_fresh_folder(staged, dataset, tmp_path, monkeypatch, capfd):
     fake_evaluator(tmp_path / "fake", RESULT)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
-    reference.export(dataset, "dev", tmp_path / "data")
+    spec = runnable(staged(), dataset, tmp_path)
     output = tmp_path / "ref" / "dev.json"
     stale = tmp_path / "ref" / "dev" / "results"
     stale.mkdir(parents=True)  # of an earlier run that was killed
-    result = reference.run(staged(), tmp_path / "data", SPEC, "float32", output)
+    result = reference.run(spec, output)
     assert result["command"] in capfd.readouterr().err
+    assert result["dtype"] == "bfloat16"
+    evaluation, model = parsed(shlex.split(result["command"]))
+    assert (evaluation.dataset_dir, model.use_bf16) == (str(stale.parent / "exported"), True)
     assert not stale.parent.exists()
     run = tmp_path / "m.trec"
     run.write_text("q Q0 d1 1 0.9 m\nq Q0 d2 2 0.8 m\n")
     row = {key: SPEC[key] for key in ("model_id", "dataset", "split", "ignore_identical_ids")}
-    row |= {"model": "m", "reference": str(output), "run": str(run), "folder": str(dataset)}
+    row |= {"model": "m", "reference": str(output), "run": str(run), "qrels": dataset["qrels"]}
     parity = reference.compare([row], tmp_path / "parity.json")
     assert json.loads((tmp_path / "parity.json").read_text()) == parity
     deltas = {line["metric"]: (line["ours"], line["delta"]) for line in parity}
@@ -186,7 +202,7 @@ def test_an_evaluator_that_skips_is_no_result(staged, dataset, tmp_path, monkeyp
     fake_evaluator(tmp_path / "fake", "print('Skipping evaluation')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
     with pytest.raises(UserError, match="without a result"):
-        reference.run(staged(), dataset, SPEC, "float32", tmp_path / "ref" / "dev.json")
+        reference.run(runnable(staged(), dataset, tmp_path), tmp_path / "ref" / "dev.json")
     assert not (tmp_path / "ref" / "dev.json").exists()
 
 

@@ -1,4 +1,4 @@
-"""The report, made from a made-up experiment's files through its command line."""
+"""The report of a made-up experiment, and the view of it."""
 
 import base64
 import csv
@@ -16,18 +16,21 @@ from pathlib import Path
 import made_results
 import numpy as np
 import pytest
+from embedrepro.errors import UserError
+from embedrepro.evaluation.verdicts import VERDICT_COLUMNS
 from embedrepro.report.explorer import BUDGET, cut, top_hits
 from embedrepro.report.html import script_json
 from embedrepro.report.latex import escape as tex
 from embedrepro.report.markdown import code
 from embedrepro.report.markdown import escape as md
 from embedrepro.report.text import decimals, literal, one_line, quantity, source_label, web_address
-from made_results import Made
+from embedrepro.report.write import show
+from made_results import Made, report
 
 ROOT = Path(__file__).parents[2]
 FILES = (
     *("report.html", "report.md", "report.tex"),
-    *("metrics.tsv", "speed.tsv", "provenance.json"),
+    *("metrics.tsv", "speed.tsv", "verdicts.tsv", "comparisons.json", "provenance.json"),
 )
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)> \"q\" 'a' & {{ 7 * 7 }} <!-- "
@@ -35,18 +38,10 @@ HOSTILE = (
 )
 
 
-def report(made: Made, folder: Path | None = None) -> subprocess.CompletedProcess:
-    arguments = [*made_results.make(made), "--output-dir", str(folder or made.folder / "out")]
-    script = str(ROOT / "scripts" / "make_report.py")
-    return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True)
-
-
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> tuple[Made, Path, str]:
     made = Made(tmp_path_factory.mktemp("small"), models=3, datasets=2, queries=150)
-    done = report(made)
-    assert done.returncode == 0, done.stderr
-    return made, made.folder / "out", done.stdout
+    return made, made.folder / "out", report(made)
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +52,7 @@ def hostile(tmp_path_factory) -> tuple[Path, str]:
         query_text=HOSTILE,
         document_text=HOSTILE,
     )
-    done = report(made)
-    assert done.returncode == 0, done.stderr
-    return made.folder / "out", done.stdout
+    return made.folder / "out", report(made)
 
 
 class Page(html.parser.HTMLParser):
@@ -106,31 +99,55 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_every_file_is_written_and_the_summary_ends_with_the_page(small):
-    _, folder, printed = small
-    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
-    assert printed.splitlines()[-1] == f"Report: {folder / 'report.html'}"
+    made, folder, printed = small
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "summary.txt"])
+    assert printed.splitlines()[-1] == f"Report: {made.folder / 'results/made-up/report.html'}"
     assert "✓ reproduced" in printed
 
 
 def test_the_same_inputs_give_the_same_bytes(small, tmp_path):
     made, folder, _ = small
-    assert report(made, tmp_path).returncode == 0
+    report(made, tmp_path / "again")
     for name in FILES:
-        assert (folder / name).read_bytes() == (tmp_path / name).read_bytes(), name
+        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+def test_the_view_holds_the_report_and_its_rows_and_nothing_older(small):
+    made, folder, _ = small
+    view = made.folder / "results/made-up"
+    (view / "runs/made__set-09/test").mkdir(parents=True)
+    (view / "runs/made__set-09/test/gone.trec").touch()
+    (view / "parity.json").write_text("[]")
+    (view / "my-notes.txt").write_text("mine")
+    spec = made_results.make(made)
+    show(folder, spec["rows"], view)
+    for name in FILES:
+        assert (view / name).read_bytes() == (folder / name).read_bytes(), name
+    assert not (view / "runs/made__set-09").exists() and not (view / "parity.json").exists()
+    assert (view / "my-notes.txt").read_text() == "mine"
+    for row in spec["rows"]:
+        where = f"{row['dataset']}/{row['split']}/{row['model']}"
+        assert (view / f"runs/{where}.trec").read_bytes() == Path(row["run"]).read_bytes()
+        assert (view / f"scores/{where}.json").read_bytes() == Path(row["scores"]).read_bytes()
+        table = view / f"scores/{where}.per_query.tsv"
+        assert table.read_bytes() == Path(row["per_query"]).read_bytes()
 
 
 def test_metrics_hold_every_score(small):
     made, folder, _ = small
     table = rows(folder / "metrics.tsv")
-    header = "model_id model revision dataset split metric value ci_low ci_high queries"
-    assert list(table[0]) == header.split()
+    header = "model_id model revision dataset split metric value ci_low ci_high rounding_low"
+    assert list(table[0]) == [*header.split(), "rounding_high", "queries"]
     assert len(table) == made.models * made.datasets * len(made_results.METRICS)
     for row in table:
         place = f"made__set-{row['dataset'][-2:]}/{row['split']}/{row['model']}.json"
         scores = json.loads((made.folder / "results/made-up/scores" / place).read_text())
         entry = scores["protocols"]["mteb"][row["metric"]]
         assert float(row["value"]) == pytest.approx(entry["value"], rel=1e-5)
-        assert float(row["ci_low"]) == pytest.approx(entry["ci_low"], rel=1e-5)
+        for name in ("ci_low", "ci_high", "rounding_low", "rounding_high"):
+            # A run of unknown precision has no rounding interval.
+            expected = pytest.approx(entry[name], rel=1e-5) if name in entry else None
+            assert (float(row[name]) if row[name] else None) == expected
         assert row["queries"] == str(made.queries)
 
 
@@ -255,7 +272,7 @@ def slug(made: Made, number: int) -> str:
 
 def test_letters_and_p_values_come_from_the_comparisons(small):
     made, folder, _ = small
-    tested = json.loads((made.folder / "results/made-up/comparisons.json").read_text())
+    tested = json.loads((folder / "comparisons.json").read_text())
     entry = next(t for t in tested if (t["dataset"], t["metric"]) == ("made__set-00", "nDCG@10"))
     shown = unpack(page(folder).data["explorer"][0])
     pair = entry["pairs"][0]
@@ -267,14 +284,15 @@ def test_letters_and_p_values_come_from_the_comparisons(small):
 
 def test_a_measure_keeps_its_threshold_of_the_dataset(tmp_path):
     made = Made(tmp_path, models=2, datasets=1)
-    arguments = made_results.make(made)
-    for path in (tmp_path / "results").rglob("*"):
-        if path.suffix in (".json", ".tsv"):
-            path.write_text(path.read_text().replace('"R@100"', '"R(rel=2)@100"'))
-            Path(f"{path}.sha256").unlink(missing_ok=True)  # the digest of what was replaced
-    script = str(ROOT / "scripts" / "make_report.py")
+
+    def rename(spec: dict) -> None:
+        for row in spec["rows"]:
+            for name in ("scores", "per_query"):
+                text = Path(row[name]).read_text()
+                Path(row[name]).write_text(text.replace("R@100", "R(rel=2)@100"))
+
+    report(made, change=rename)
     out = tmp_path / "out"
-    subprocess.run([sys.executable, script, *arguments, "--output-dir", str(out)], check=True)
     assert {row["metric"] for row in rows(out / "metrics.tsv")} == {
         *("nDCG@10", "RR@10", "R(rel=2)@100")
     }
@@ -287,7 +305,7 @@ def test_a_measure_keeps_its_threshold_of_the_dataset(tmp_path):
 
 def test_a_model_without_a_result_has_a_gap_and_no_average(tmp_path):
     made = Made(tmp_path, models=2, datasets=2, missing=((0, 1),))
-    assert report(made).returncode == 0
+    report(made)
     lines = (tmp_path / "out/report.md").read_text().splitlines()
     line = next(line for line in lines if line.startswith("| Made-Org/embedder-v0.5-small | –"))
     assert line.split("|")[4].strip() == "–"
@@ -405,17 +423,13 @@ def test_top_hits_read_ids_as_they_stand(tmp_path):
 
 def test_parity_and_aliases_of_one_id(tmp_path):
     made = Made(tmp_path, models=2, datasets=1, ids={0: "Org/same", 1: "Org/same"})
-    arguments = made_results.make(made)
-    inputs = json.loads(Path(arguments[3]).read_text())
     row = {"model_id": "Org/same", "dataset": "made/set-00", "split": "test", "metric": "nDCG@10"}
     row |= {"ours": 0.5, "command": "python -m FlagEmbedding.evaluation.custom"}
     parity = [row | {"flagembedding": 0.50005, "delta": -0.00005}]
     parity.append(row | {"flagembedding": 0.49, "delta": 0.01})
-    inputs["parity"] = made_results.write(tmp_path / "parity.json", parity)
-    Path(arguments[3]).write_text(json.dumps(inputs))
-    script = str(ROOT / "scripts" / "make_report.py")
+    path = made_results.write(tmp_path / "parity.json", parity)
+    report(made, change=lambda spec: spec.update(parity=path))
     out = tmp_path / "out"
-    subprocess.run([sys.executable, script, *arguments, "--output-dir", str(out)], check=True)
     text = "".join(page(out).text)
     assert "✓ same" in text
     assert "✗ differs" in text
@@ -428,12 +442,9 @@ def test_parity_and_aliases_of_one_id(tmp_path):
 
 def test_one_dataset_without_verdicts_shows_its_scores(tmp_path):
     made = Made(tmp_path, models=2, datasets=1)
-    arguments = made_results.make(made)
-    table = tmp_path / "results/made-up/verdicts.tsv"
-    table.write_text(table.read_text().splitlines()[0] + "\n")
-    script = str(ROOT / "scripts" / "make_report.py")
-    command = [sys.executable, script, *arguments, "--output-dir", str(tmp_path / "out")]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    table = tmp_path / "verdicts.tsv"
+    header = "\t".join(VERDICT_COLUMNS)
+    printed = report(made, change=lambda spec: table.write_text(f"{header}\n"))
     best = max(rows(tmp_path / "out/metrics.tsv")[::3], key=lambda row: float(row["value"]))
     lines = printed.splitlines()
     assert lines[0] == "nDCG@10 on made/set-00"
@@ -444,27 +455,72 @@ def test_one_dataset_without_verdicts_shows_its_scores(tmp_path):
     assert "verdict-table" not in [a.get("id") for _, a in page(tmp_path / "out").tags]
 
 
-def test_a_broken_input_is_one_line_and_nothing_is_written(tmp_path):
+def test_a_broken_input_is_named_and_nothing_is_written(tmp_path):
     made = Made(tmp_path, models=2, datasets=1)
-    made_results.make(made)
-    scores = next((tmp_path / "results/made-up/scores").rglob("*.json"))
-    scores.write_text("{")
-    script = str(ROOT / "scripts" / "make_report.py")
-    paths = ["--spec", tmp_path / "spec.json", "--inputs", tmp_path / "inputs.json"]
-    command = [sys.executable, script, *paths, "--output-dir", tmp_path / "out"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert scores.name in done.stderr
+    broken = []
+
+    def damage(spec: dict) -> None:
+        broken.append(Path(spec["rows"][0]["scores"]))
+        broken[0].write_text("{")
+
+    with pytest.raises(UserError) as caught:
+        report(made, change=damage)
+    assert broken[0].name in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_no_heavy_library_is_imported(small):
+def test_what_was_not_made_stands_in_the_report_with_its_reason(tmp_path):
+    made = Made(tmp_path, models=2, datasets=2, missing=((0, 1),))
+    hole = {"model": slug(made, 0), "dataset": "made__set-01", "split": "test"}
+    hole |= {"reason": f"the hub has no <such> {HOSTILE}"}
+    printed = report(made, change=lambda spec: spec.update(holes=[hole]))
+    place = f"{hole['model']} on made__set-01 test"
+    assert f"not made: {place}: the hub has no <such>" in printed and "\x1b" not in printed
+    shown = page(tmp_path / "out")
+    assert f"{place}: the hub has no <such>" in "".join(shown.text)
+    assert [tag for tag, _ in shown.tags].count("script") == 3
+    text = (tmp_path / "out/report.md").read_text()
+    section = text.split("## Not made")[1].split("\n## ")[0]
+    assert md(hole["model"]) in section and "the hub has no &lt;such&gt;" in section
+    assert "## Not made" not in text.replace("## Not made", "", 1)
+
+
+def test_a_whole_report_has_no_section_of_holes(small):
+    _, folder, printed = small
+    assert "Not made" not in (folder / "report.md").read_text()
+    assert "holes" not in [a.get("id") for _, a in page(folder).tags]
+    assert "not made" not in printed
+
+
+def test_reproduced_within_rounding_counts_as_reproduced_and_says_so(tmp_path):
+    made = Made(tmp_path, models=1, datasets=2)
+    table = tmp_path / "verdicts.tsv"
+
+    def within(spec: dict) -> None:
+        first, *lines = table.read_text().splitlines()
+        cells = [line.split("\t") for line in lines]
+        for row, verdict in zip(cells, ("reproduced", "reproduced within rounding"), strict=True):
+            row[VERDICT_COLUMNS.index("verdict")] = verdict
+        table.write_text("\n".join([first, *map("\t".join, cells)]) + "\n")
+
+    printed = report(made, change=within)
+    assert "≈ reproduced within rounding" in printed
+    assert "1 of them within rounding" in printed
+    assert "2 of 2" in printed
+    text = (tmp_path / "out/report.md").read_text()
+    assert "≈ reproduced within rounding" in text and "1 of them within rounding" in text
+    classes = [a.get("class") or "" for _, a in page(tmp_path / "out").tags]
+    assert any("v-reproduced-within-rounding" in name for name in classes)
+
+
+def test_no_heavy_library_is_imported(small, tmp_path):
     made, _, _ = small
+    spec = made_results.write(tmp_path / "spec.json", made_results.make(made))
     program = (
-        "import sys; import embedrepro.report.write as w; from pathlib import Path;"
-        f"w.write_report(Path('{made.folder}/spec.json'), Path('{made.folder}/inputs.json'),"
-        f" Path('{made.folder}/again'));"
+        "import sys, json; import embedrepro.report.write as w; from pathlib import Path;"
+        f"spec = json.load(open({str(spec)!r}));"
+        f"judged = Path({str(made.folder / 'verdicts.tsv')!r}).read_text();"
+        f"w.render(spec, judged, [], Path({str(tmp_path / 'again')!r}));"
         "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
     )
     command = [sys.executable, "-c", program]
@@ -477,7 +533,7 @@ def test_no_heavy_library_is_imported(small):
 @pytest.mark.slow
 def test_twenty_by_twenty_stays_small(tmp_path):
     made = Made(tmp_path, models=20, datasets=20, queries=200, documents=400)
-    assert report(made).returncode == 0
+    report(made)
     found = page(tmp_path / "out")
     assert (tmp_path / "out/report.html").stat().st_size < 3_000_000
     assert sum(map(len, found.data["explorer"])) <= BUDGET

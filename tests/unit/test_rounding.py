@@ -49,7 +49,12 @@ def test_no_perturbation_leaves_the_interval(seed, monkeypatch):
     steps = int(random.integers(1, 12))
     depth = int(random.choice([8, 12, 20, 40]))
     settings = protocols.Settings(
-        tuple(ASKED), tuple(protocols.PROTOCOLS), "mine", True, 1, None, steps / 128, len(DOCS)
+        tuple(ASKED),
+        tuple(protocols.PROTOCOLS),
+        "mine",
+        True,
+        score_error=steps / 128,
+        documents=len(DOCS),
     )
     interval = scored(scores, qrels, depth, settings)
     plain = replace(settings, score_error=None)
@@ -90,3 +95,16 @@ def test_a_swap_of_neighbours_is_inside_and_a_deeper_run_is_tight():
     assert found.values.tolist() == [[0.5, 0.5, 0.5]]
     assert found.low.tolist() == [[0.5, 0.5, 0.5]]
     assert found.high.tolist() == [[1.0, 0.5, 1.0]]
+
+
+def test_a_refined_run_has_the_error_of_float32_where_it_is_exact():
+    hits = [("q", [f"d{i}" for i in range(20)], 2 - np.arange(20, dtype=np.float32) / 1024)]
+    judged = Judgements.of_dicts({"q": {"d1": 1, "d15": 1}})
+    asked = tuple(metrics.parse(name) for name in ("RR@10", "R@15"))
+    settings = protocols.Settings(
+        asked, ("trec_eval", "beir"), score_error=1 / 256, exact_depth=10, exact_error=1e-6
+    )
+    for name, reads in (("trec_eval", 10), ("beir", 11)):
+        found = protocols.score_listings(listings_of(hits), judged, settings, NAMES)[name]
+        assert (found.low[0, 0], found.high[0, 0]) == ((0.5, 0.5) if reads == 10 else (1 / 10, 1))
+        assert (found.low[0, 1], found.high[0, 1]) == (0.5, 1.0)

@@ -1,8 +1,5 @@
 """Tests between models against scipy, enumeration and hand-computed cases."""
 
-import json
-import subprocess
-import sys
 from itertools import combinations, product
 from pathlib import Path
 
@@ -102,20 +99,22 @@ def write(folder: Path, model: str, values: dict, metric: str = "nDCG@10") -> Pa
     return path
 
 
-def compare(tmp_path: Path, *paths: Path) -> list:
-    script = Path(__file__).parents[2] / "scripts" / "compare_models.py"
-    output = tmp_path / "comparisons.json"
-    args = [sys.executable, script, "--per-query", *paths, "--output", output]
-    subprocess.run(args, check=True)
-    return json.loads(output.read_text())
+def compare(*paths: Path) -> list:
+    """Rows as the report's spec has them."""
+    rows = [
+        {"dataset": p.parts[-3], "split": p.parts[-2], "model": p.name.split(".")[0]} for p in paths
+    ]
+    return significance.compare_rows(
+        row | {"per_query": str(path)} for row, path in zip(rows, paths, strict=True)
+    )
 
 
-def test_compare_models_by_hand(tmp_path):
+def test_rows_are_compared_by_hand(tmp_path):
     queries = [f"q{i}" for i in range(8)]
     good = write(tmp_path, "good", {q: 0.75 for q in queries})
     bad = write(tmp_path, "bad_1_5B", {q: 0.25 for q in reversed(queries)})
     same = write(tmp_path, "same", {q: 0.75 for q in queries[:7]} | {"q7": 0.5})
-    (entry,) = compare(tmp_path, good, bad, same)
+    (entry,) = compare(good, bad, same)
     assert (entry["dataset"], entry["split"], entry["metric"]) == ("made__up", "test", "nDCG@10")
     assert entry["models"] == ["good", "same", "bad_1_5B"]
     assert entry["letters"] == {"good": "a", "same": "a", "bad_1_5B": "b"}
@@ -129,8 +128,8 @@ def test_compare_models_by_hand(tmp_path):
 
 
 def test_one_model_gives_no_comparison(tmp_path):
-    assert compare(tmp_path, write(tmp_path, "alone", {"q": 1.0})) == []
-    assert compare(tmp_path) == []
+    assert compare(write(tmp_path, "alone", {"q": 1.0})) == []
+    assert compare() == []
 
 
 def test_other_queries_are_refused():

@@ -12,10 +12,10 @@ import pytest
 import traps
 from embedrepro.errors import UserError
 from embedrepro.files import sha256, write_json
-from embedrepro.keys import RECIPE
 from embedrepro.models.by_id import register
 from embedrepro.models.staged import verify_code
 from embedrepro.models.staging import stage
+from helpers import one_model, planned, step
 from minilm import minilm_folder
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -80,7 +80,7 @@ def test_real_model(tmp_path):
     record = stage(spec, snapshot, tmp_path / "st")
     assert record["class"] == "BertModel" and record["native"] and record["engine"] == "packed"
     assert record["pooling"] == "mean" and record["max_length"] == {"query": 256, "passage": 256}
-    assert record["recipe"] == RECIPE["stage"] and record["code"] == {}
+    assert record["code"] == {}
     assert read(tmp_path / "st" / "stage.json") == record
     config = read(tmp_path / "st" / "config.json")
     assert config["is_causal"] is False and config["use_cache"] is False
@@ -390,13 +390,32 @@ def test_broken_folders_are_refused_in_one_line(tmp_path, files, says):
 
 
 def test_command_line(tmp_path):
-    snapshot = small(tmp_path / "snap", **{"config.json": {}})
-    write_json(tmp_path / "spec.json", traps.spec(facts=FACTS))
-    command = [sys.executable, SCRIPTS / "stage_model.py", "--spec", tmp_path / "spec.json"]
-    command += ["--snapshot", snapshot, "--output", tmp_path / "st"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and not (tmp_path / "st").exists()
+    source = small(tmp_path / "snap", **{"config.json": {}})
+    models = [{"id": "a/b", "source": {"path": str(source)}, **FACTS}]
+    plan, names = planned(tmp_path, one_model(models))
+    run(step("download_model", plan, names["download"]), check=True)
+    done = run(step("stage_model", plan, names["stage"]))
+    assert done.returncode == 2
+    assert not list((tmp_path / "store/models").glob("staged/*"))
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_command_line_stages_and_links_the_model_by_its_id(tmp_path):
+    models = [{"id": "a/b-1.5", "source": {"path": str(small(tmp_path / "snap"))}, **FACTS}]
+    plan, names = planned(tmp_path, one_model(models))
+    for script, rule in (("download_model", "download"), ("stage_model", "stage")):
+        done = run(step(script, plan, names[rule]), check=True)
+    assert done.stdout.startswith("stage: a/b-1.5 as a__b-1_5-")
+    by_id = tmp_path / "store/models/by_id/a/b-1.5"
+    (staged,) = (tmp_path / "store/models/staged").glob("a__b-1_5-*")
+    assert by_id.resolve() == staged.resolve()
+    before = (staged / "stage.json").stat()
+    run(step("stage_model", plan, names["stage"]), check=True)  # there already
+    assert (staged / "stage.json").stat() == before
+
+
+def run(command, **more):
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **more)
 
 
 def test_what_a_workflow_left_is_replaced_but_nobody_s_files(tmp_path):

@@ -12,7 +12,7 @@ A model has
               up and put into a template; absent: mteb has code of its own for it, see `loader`
   prompts     {name: text}. named: absent where mteb takes those of the model's own files
   fallback    named: the name used where none fits
-  template    instruct: {role: [text around {instruction}, text where the instruction is empty]}
+  template    instruct: {role: [text around {task}, the instruction; text where that is empty]}
   passages    instruct: false where passages get no prompt
   priority    instruct: order of sources, where it isn't the usual one
   max_length  tokens at which mteb tells the model to cut
@@ -83,9 +83,9 @@ def described(meta: Any) -> dict[str, Any]:
         encodes_like(wrapper, SentenceTransformerEncoderWrapper) or name in OWN_ENCODE
     ):
         entry = named(meta, wrapper)
-    if not entry:
-        entry = {"loader": name if wrapper is not None else loader_name(meta)}
-    own = getattr(getattr(wrapper, "model", None), "max_seq_length", None)
+    # Of other wrappers nothing is read: whether they load depends on what is installed.
+    own = getattr(wrapper.model, "max_seq_length", None) if entry else None
+    entry = entry or {"loader": loader_name(meta)}
     return entry | {
         "max_length": own if isinstance(own, int) else None,
         "max_tokens": int(meta.max_tokens)
@@ -129,12 +129,12 @@ def template(wrapper: Any) -> dict[str, list[str]] | None:
     if not made:
         return None
     if isinstance(made, str):
-        shape = made.format(instruction=MARK).replace(MARK, "{instruction}")
+        shape = made.format(instruction=MARK).replace(MARK, "{task}")
         return {role: [shape, ""] for role in ("query", "passage")}
     found = {}
     for role, kind in (("query", PromptType.query), ("passage", PromptType.document)):
         text, empty = made(MARK, kind), made("", kind)
-        found[role] = [text.replace(MARK, "{instruction}"), empty]
+        found[role] = [text.replace(MARK, "{task}"), empty]
     return found
 
 

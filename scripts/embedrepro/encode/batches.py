@@ -7,6 +7,7 @@ a text's vector has the same bytes whatever its neighbours are.
 import queue
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -82,7 +83,7 @@ class Batch(NamedTuple):
     shape: tuple[int, ...]
 
 
-class Packer:
+class Packer(ABC):
     """Sequences of similar length together, as many as a batch holds.
 
     `longest`: no sequence is longer. `budget`: tokens a batch; may be lowered at any time.
@@ -118,6 +119,25 @@ class Packer:
     def split(self, batch: Batch) -> list[Batch]:
         """The batch again within the present budget."""
         return self._runs(batch.width, batch.sequences)
+
+    @abstractmethod
+    def shape(self, width: int) -> tuple[int, ...]:
+        """The shape of every batch of sequences up to this width."""
+
+    @abstractmethod
+    def _widths(self, lengths: np.ndarray) -> np.ndarray:
+        """Which sequences (n,) come together: those of one width."""
+
+    @abstractmethod
+    def _costs(self, sequences: Sequences) -> np.ndarray:
+        """What each sequence (n,) takes of a batch's capacity."""
+
+    @abstractmethod
+    def _capacity(self, width: int) -> int: ...
+
+    @abstractmethod
+    def _together(self, widths: list[int]) -> list[list[int]]:
+        """Which of the widths, sorted upwards, may share a batch at the end."""
 
     def _runs(self, width: int, sequences: Sequences) -> list[Batch]:
         """All of `sequences`, each batch but the last as full as its next sequence allows."""
@@ -181,7 +201,7 @@ def padded_arrays(batch: Batch, pad: int) -> tuple[np.ndarray, np.ndarray]:
     missing = rows - len(lengths)
     ids = np.concatenate([ids, np.tile(ids[: lengths[0]], missing)])
     lengths = np.concatenate([lengths, np.repeat(lengths[:1], missing)])
-    laid = np.full((rows, width), pad, np.int32)
+    laid: np.ndarray = np.full((rows, width), pad, np.int32)
     laid[np.arange(width) < lengths[:, None]] = ids
     return laid, lengths
 
@@ -194,7 +214,7 @@ def varlen_arrays(batch: Batch, pad: int) -> tuple[np.ndarray, np.ndarray, np.nd
     """
     (tokens,) = batch.shape
     used = len(batch.sequences.ids)
-    ids = np.full(tokens, pad, np.int32)
+    ids: np.ndarray = np.full(tokens, pad, np.int32)
     ids[:used] = batch.sequences.ids
     fillers = np.arange(used, tokens, batch.width)
     ends = np.cumsum(batch.sequences.lengths)

@@ -20,13 +20,14 @@ class Family:
     `decoder`: attention can run causal or bidirectional, as the staged facts say; an encoder is
     bidirectional only. `padding_offset`: position ids start at the config's `pad_token_id` + 1, as
     RoBERTa's do, not at 0. `prenorm`: a layer is norm, attention, sum, norm, feed-forward, sum,
-    under Llama's names for them.
+    under Llama's names for them. `cls`: the class of transformers, where AutoModel picks another.
     """
 
     layout: Literal["varlen", "padded"] = "varlen"
     decoder: bool = False
     padding_offset: bool = False
     prenorm: bool = False
+    cls: str | None = None
 
 
 _ENCODER = Family()
@@ -46,18 +47,34 @@ PACKED_MODEL_TYPES: dict[str, Family] = {
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "camembert": _ROBERTA,
+    "data2vec-text": _ROBERTA,
+    "roberta-prelayernorm": _ROBERTA,
+    "xlm-roberta-xl": _ROBERTA,
     "mpnet": Family(layout="padded"),  # relative position bias in each layer
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "mistral": _LLAMA,
     "llama": _LLAMA,
+    "ministral3": _LLAMA,
     "gemma": _LLAMA,
     "gemma3_text": _DECODER,
     "gemma2": Family(layout="padded", decoder=True),  # soft-capped attention scores
+    # The encoder alone; its bias by distance is made once and handed from layer to layer.
+    "t5": Family(layout="padded", cls="T5EncoderModel"),
+    "mt5": Family(layout="padded", cls="MT5EncoderModel"),
+    "umt5": Family(layout="padded", cls="UMT5EncoderModel"),
 }
 
 # What the packed engine does after the transformer; staging sends all else to
-# sentence-transformers. Whether it can leave a prompt's tokens out of the pooling.
-PACKED_MODULES = ("Pooling", "Normalize")
-PACKED_POOLINGS = ("mean", "cls", "last_token")
-PACKED_LEAVES_PROMPT_OUT = False
+# sentence-transformers. `modules`: several poolings, one behind the other.
+PACKED_MODULES = ("Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
+PACKED_POOLINGS = (
+    "mean",
+    "cls",
+    "last_token",
+    "max",
+    "weightedmean",
+    "mean_sqrt_len_tokens",
+    "modules",
+)
+PACKED_LEAVES_PROMPT_OUT = True

@@ -15,6 +15,7 @@ from . import attention
 from .batches import Part, Sequences, padded_widths, step
 from .engine import check_finite, cut_dimensions, pick_precision
 from .facts import Facts
+from .loading import check_lengths, give_padding, restore_direction
 from .tokens import Tokeniser
 
 CPU_BUDGET, CUDA_BUDGET = 1024, 32_768  # padded tokens a batch
@@ -66,6 +67,9 @@ class FlagEngine:
         if facts.native and facts.architecture != "mpnet":
             self.embedder.model.set_attn_implementation(attention.PADDED)
         self.tokenizer = self.embedder.tokenizer
+        give_padding(self.tokenizer)
+        restore_direction(self.embedder.model)
+        check_lengths(self.embedder.model, facts)
 
     def encode(
         self,

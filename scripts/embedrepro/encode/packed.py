@@ -9,12 +9,13 @@ handed out while it does.
 import math
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoModel, AutoTokenizer
+import transformers
+from transformers import AutoTokenizer
 
 from ..errors import UserError
 from ..models.facts_table import Role
@@ -30,9 +31,11 @@ from .batches import (
     padded_arrays,
     varlen_arrays,
 )
-from .engine import Precision, check_finite, cut_dimensions, pick_precision
+from .engine import check_finite, cut_dimensions, pick_precision
 from .facts import Facts
 from .families import PACKED_MODEL_TYPES
+from .loading import OWN_WAY, check_lengths, restore_direction, round_parameters
+from .steps import Steps, single_positions
 from .tokens import Tokeniser
 
 CPU_BUDGET = 1024  # tokens a batch: more is no faster there, and part-filled batches cost more
@@ -40,6 +43,13 @@ IN_FLIGHT = 2  # batches queued on the device before the host waits for the olde
 MOST_TOKENS = 131_072  # more brings nothing
 NARROW_ROWS = 1024  # rows of a narrowed layer's products
 BATCH_FLOPS = 1e14  # nor does a batch of more work than this
+
+
+class Wanted(NamedTuple):
+    """Of one request: how many numbers of a vector are kept, prompt tokens that pooling skips."""
+
+    kept: int
+    skipped: int
 
 
 class PackedEngine:
@@ -63,10 +73,12 @@ class PackedEngine:
         self.tokenizer = AutoTokenizer.from_pretrained(facts.staged)
         torch.backends.cuda.matmul.allow_tf32 = False
         self.model = self._load()
-        self.dimension = facts.hidden_size
+        check_lengths(self.model, facts)
+        self.steps = Steps(facts, facts.hidden_size, self.device)
+        self.dimension = self.steps.dimension
         self.pad = self.tokenizer.pad_token_id or 0
         self.compiled = compiled and self.varlen
-        self.narrow = self.varlen and self.family.prenorm and facts.pooling != "mean"
+        self.narrow = self.varlen and self.family.prenorm and self.steps.single is not None
         self._rounded = facts.dtype != "fp8"  # to float8, with the first batch
         if self._rounded:
             self._prepare_layers()
@@ -84,9 +96,11 @@ class PackedEngine:
     ) -> Iterator[Part]:
         kept = cut_dimensions(self.facts, self.dimension, dimensions)
         tokeniser = Tokeniser(self.tokenizer, self.facts, role, instruction, prompt)
-        return self._parts(tokeniser, texts, kept)  # a mistake shows before anything is asked for
+        skipped = 0 if self.steps.include_prompt else tokeniser.prompt_length
+        wanted = Wanted(kept, skipped)
+        return self._parts(tokeniser, texts, wanted)  # a mistake shows before anything is asked for
 
-    def _parts(self, tokeniser: Tokeniser, texts: Iterable[str], kept: int) -> Iterator[Part]:
+    def _parts(self, tokeniser: Tokeniser, texts: Iterable[str], wanted: Wanted) -> Iterator[Part]:
         packer = (VarlenPacker if self.varlen else PaddedPacker)(
             self.tokens_per_batch, tokeniser.limit
         )
@@ -95,21 +109,21 @@ class PackedEngine:
         running: deque[tuple[Batch, torch.Tensor, Any]] = deque()
         for batch, arrays in laid:
             if not self._rounded:
-                self._to_fp8(batch, arrays)
-            for launched in self._launch(batch, arrays, packer, kept):
+                self._to_fp8(batch, arrays, wanted)
+            for launched in self._launch(batch, arrays, packer, wanted):
                 running.append(launched)
                 while len(running) > IN_FLIGHT:
                     yield self._finish(*running.popleft())
         while running:
             yield self._finish(*running.popleft())
 
-    def _to_fp8(self, batch: Batch, arrays: list[torch.Tensor]) -> None:
+    def _to_fp8(self, batch: Batch, arrays: list[torch.Tensor], wanted: Wanted) -> None:
         """Change the layers to float8, and note what that does to the vectors of this batch."""
         from .fp8 import replace_linear  # needs Triton
 
-        before = self._run(batch, arrays, self.dimension).float()
+        before = self._run(batch, arrays, wanted).float()
         replace_linear(layers_of(self.model), getattr(self.model.config, "hidden_act", None))
-        after = self._run(batch, arrays, self.dimension).float()
+        after = self._run(batch, arrays, wanted).float()
         cosine = torch.nn.functional.cosine_similarity(before, after)
         self.remarks["fp8_effect"] = {
             "texts": len(cosine),
@@ -139,7 +153,8 @@ class PackedEngine:
             implementation = attention.VARLEN if self.varlen else attention.PADDED
         arithmetic = self.precision.arithmetic
         dtype = "bfloat16" if arithmetic == "fp8" else arithmetic
-        model, found = AutoModel.from_pretrained(
+        cls = getattr(transformers, self.family.cls or "AutoModel")
+        model, found = cls.from_pretrained(
             self.facts.staged,
             dtype=getattr(torch, dtype),
             attn_implementation=implementation,
@@ -156,7 +171,8 @@ class PackedEngine:
             set_direction(model, self.facts.attention == "causal")
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # its output is not used
-        round_weights(model, self.precision)
+        if self.precision.arithmetic == "float32":
+            round_parameters(model, self.precision.dtype)
         return model.to(self.device).eval()
 
     def _estimate(self) -> int:
@@ -185,12 +201,12 @@ class PackedEngine:
         return pinned
 
     def _launch(
-        self, batch: Batch, arrays: list[torch.Tensor], packer: Packer, kept: int
+        self, batch: Batch, arrays: list[torch.Tensor], packer: Packer, wanted: Wanted
     ) -> Iterator[tuple[Batch, torch.Tensor, Any]]:
         """Start the batch, in parts where it is larger than the budget or memory runs out."""
         if batch.shape == packer.shape(batch.width):
             try:
-                vectors = self._run(batch, arrays, kept)
+                vectors = self._run(batch, arrays, wanted)
             except torch.OutOfMemoryError:
                 self._halve(batch, packer)
             else:
@@ -198,7 +214,7 @@ class PackedEngine:
                 return
             torch.cuda.empty_cache()
         for part in packer.split(batch):
-            yield from self._launch(part, self._lay(part), packer, kept)
+            yield from self._launch(part, self._lay(part), packer, wanted)
 
     def _halve(self, batch: Batch, packer: Packer) -> None:
         """Halve the budget; raises the error at hand when one sequence alone doesn't fit."""
@@ -209,52 +225,46 @@ class PackedEngine:
         print(f"out of memory: going on with {packer.budget} tokens a batch", file=sys.stderr)
 
     @torch.inference_mode()
-    def _run(self, batch: Batch, arrays: list[torch.Tensor], kept: int) -> torch.Tensor:
+    def _run(self, batch: Batch, arrays: list[torch.Tensor], wanted: Wanted) -> torch.Tensor:
         """(n, kept) vectors of a batch's n sequences, on the device."""
         arrays = [array.to(self.device, non_blocking=True) for array in arrays]
-        pooled = (self._run_varlen if self.varlen else self._run_padded)(*arrays, batch)
-        pooled = pooled[:, :kept].float()
+        run: Callable[..., torch.Tensor] = self._run_varlen if self.varlen else self._run_padded
+        vectors = self.steps.finish(run(*arrays, batch, wanted.skipped))[:, : wanted.kept].float()
         if self.facts.normalize:
-            pooled = torch.nn.functional.normalize(pooled, dim=-1)
-        return pooled.to(torch.float32 if self.precision.dtype == "float32" else torch.float16)
+            vectors = torch.nn.functional.normalize(vectors, dim=-1)
+        return vectors.to(torch.float32 if self.precision.dtype == "float32" else torch.float16)
 
     def _run_varlen(
-        self, ids: torch.Tensor, positions: torch.Tensor, offsets: torch.Tensor, batch: Batch
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        offsets: torch.Tensor,
+        batch: Batch,
+        skipped: int,
     ) -> torch.Tensor:
         attention.layout.offsets = offsets
         attention.layout.longest = batch.width
-        if self.family.padding_offset:
-            positions = positions + (self.model.config.pad_token_id + 1)
-        n = len(batch.sequences.rows)
-        first, last = offsets[:n], offsets[1 : n + 1] - 1
-        attention.layout.pooled = pooled = first if self.facts.pooling == "cls" else last
+        bounds = offsets[: len(batch.sequences.rows) + 1]
+        if self.steps.single is not None:
+            attention.layout.pooled = single_positions(self.steps.single, bounds, skipped)
+        offset = self.model.config.pad_token_id + 1 if self.family.padding_offset else 0
         hidden = self.model(
-            input_ids=ids.long()[None], position_ids=positions.long()[None], **self._no_cache()
+            input_ids=ids.long()[None],
+            position_ids=(positions + offset).long()[None],
+            **self._no_cache(),
         ).last_hidden_state[0]
         if len(hidden) != len(ids):  # narrowed to what is read
             return hidden
-        if self.facts.pooling != "mean":
-            return hidden[pooled]
-        used = len(batch.sequences.ids)
-        # Unlike an atomic sum, this one adds in the order of the tokens.
-        return torch.segment_reduce(
-            hidden[:used].float(), "mean", offsets=offsets[: n + 1].long(), unsafe=True
-        )
+        return self.steps.varlen(hidden, positions, bounds, len(batch.sequences.ids), skipped)
 
-    def _run_padded(self, ids: torch.Tensor, lengths: torch.Tensor, batch: Batch) -> torch.Tensor:
-        rows, width = batch.shape
-        mask = torch.arange(width, device=ids.device) < lengths[:, None]
+    def _run_padded(
+        self, ids: torch.Tensor, lengths: torch.Tensor, batch: Batch, skipped: int
+    ) -> torch.Tensor:
+        mask = torch.arange(batch.shape[1], device=ids.device) < lengths[:, None]
         hidden = self.model(
             input_ids=ids.long(), attention_mask=mask.long(), **self._no_cache()
         ).last_hidden_state
-        if self.facts.pooling == "cls":
-            pooled = hidden[:, 0]
-        elif self.facts.pooling == "last_token":
-            pooled = hidden[torch.arange(rows, device=ids.device), lengths - 1]
-        else:
-            # As FlagEmbedding and sentence-transformers: the masked sum over the number of tokens.
-            pooled = (hidden * mask[..., None].float()).sum(1) / lengths[:, None]
-        return pooled[: len(batch.sequences.rows)]
+        return self.steps.padded(hidden, lengths, skipped)[: len(batch.sequences.rows)]
 
     def _no_cache(self) -> dict[str, bool]:
         return {"use_cache": False} if self.family.decoder else {}
@@ -284,15 +294,6 @@ def _pack(chunks: Iterable[Sequences], packer: Packer) -> Iterator[Batch]:
     yield from packer.flush()
 
 
-def round_weights(model: torch.nn.Module, precision: Precision) -> None:
-    """Round the weights where the arithmetic doesn't do it."""
-    if precision.dtype == precision.arithmetic:
-        return
-    dtype = getattr(torch, precision.dtype)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype).to(parameter.dtype)
-
-
 def layers_of(model: torch.nn.Module) -> torch.nn.ModuleList:
     """The stack of a transformer's layers: its longest list of modules."""
     return max((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
@@ -300,13 +301,17 @@ def layers_of(model: torch.nn.Module) -> torch.nn.ModuleList:
 
 def set_direction(model: torch.nn.Module, causal: bool) -> None:
     """Make a decoder's attention causal or not, for its masks and for its attention function."""
-    if not getattr(model.config, "use_bidirectional_attention", False):  # Gemma's own way
-        model.config.is_causal = causal
-    elif causal:
-        raise UserError(
-            f"{model.config.name_or_path}: attention is causal by its facts, but its config says "
-            "use_bidirectional_attention; set attention: bidirectional"
-        )
+    config = model.config
+    flag = getattr(config, "use_bidirectional_attention", False)
+    if flag and config.model_type.startswith(OWN_WAY):
+        if causal:
+            raise UserError(
+                f"{config.name_or_path}: attention is causal by its facts, but its config says "
+                "use_bidirectional_attention; set attention: bidirectional"
+            )
+        restore_direction(model)
+    else:
+        config.is_causal = causal
     for module in layers_of(model).modules():
         if hasattr(module, "is_causal"):
             module.is_causal = causal

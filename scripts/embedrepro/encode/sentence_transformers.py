@@ -22,10 +22,11 @@ from ..models.facts_table import Role
 from .batches import Part, ahead, padded_widths
 from .engine import check_finite, cut_dimensions, pick_precision
 from .facts import Facts
+from .loading import check_lengths, give_padding, restore_direction, round_parameters
 
 CPU_BUDGET, CUDA_BUDGET = 1024, 32_768  # padded tokens a batch
 CHUNK = 256  # texts that are tokenised at once
-TASKS = {"query": "query", "passage": "document"}
+TASKS: dict[Role, str] = {"query": "query", "passage": "document"}
 
 
 class Row(NamedTuple):
@@ -98,7 +99,12 @@ class SentenceTransformersEngine:
                 module.unpad_inputs = False
                 module.register_forward_hook(_widen)
                 give_padding(module.tokenizer)
-        round_parameters(model, getattr(torch, self.precision.dtype))
+        routes = dict(getattr(model[0], "sub_modules", {}).items())  # a Router's
+        for role, task in TASKS.items():
+            for module in routes.get(task, model).modules():
+                if isinstance(module, PreTrainedModel):
+                    check_lengths(module, self.facts, [role])
+        round_parameters(model, self.precision.dtype)
         return model
 
     def encode(
@@ -284,29 +290,6 @@ class SentenceTransformersEngine:
             found = torch.nn.functional.normalize(found, dim=-1)
         vectors: np.ndarray = found.cpu().numpy().astype(self.precision.stored)
         return vectors
-
-
-def restore_direction(model: torch.nn.Module) -> None:
-    """Let a model that has its own flag for attending both ways follow that flag alone.
-
-    transformers takes `is_causal: false` for another request, with a wider sliding window.
-    """
-    config = model.config
-    if getattr(config, "use_bidirectional_attention", False):
-        config.is_causal = True
-
-
-def give_padding(tokenizer: Any) -> None:
-    """A token to pad with, where there is none: whatever it is, it is masked out."""
-    if isinstance(tokenizer, PreTrainedTokenizerBase) and tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
-
-
-def round_parameters(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Round all parameters to `dtype`; they keep the dtype that they compute in."""
-    for parameter in model.parameters():
-        if parameter.is_floating_point() and parameter.dtype == torch.float32 != dtype:
-            parameter.data = parameter.data.to(dtype).float()
 
 
 def _widen(_: torch.nn.Module, __: Any, features: dict[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,11 @@ class Tokeniser:
         self.end = None
         if facts.pooling == "last_token" and facts.end_token is not None:
             self.end = tokenizer.convert_tokens_to_ids(facts.end_token)
-        taken = len(tokenizer(self.prompt)["input_ids"])
+        alone = tokenizer(self.prompt)["input_ids"]
+        taken = len(alone)
+        # As sentence-transformers counts: without a special token that closes it.
+        closed = bool(alone) and alone[-1] in getattr(tokenizer, "all_special_ids", ())
+        self.prompt_length = taken - closed if self.prompt else 0
         if taken >= self.limit:
             raise UserError(
                 f"{facts.model_id}: the {role} prompt takes {taken} of max_length.{role} = "

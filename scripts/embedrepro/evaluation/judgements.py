@@ -72,7 +72,8 @@ class Judgements:
     def place(self) -> np.ndarray:
         """Of each judgement among its query's, best grade first, from 0."""
         starts = np.searchsorted(self.query, np.arange(len(self)))
-        return np.arange(len(self.query)) - starts[self.query]
+        place: np.ndarray = np.arange(len(self.query)) - starts[self.query]
+        return place
 
     @cached_property
     def levels(self) -> list[int]:
@@ -98,7 +99,8 @@ class Judgements:
     @cached_property
     def own_name(self) -> np.ndarray:
         """Of each query the row of its id in `names`."""
-        return pc.index_in(self.queries, value_set=self.names).to_numpy()
+        found: np.ndarray = pc.index_in(self.queries, value_set=self.names).to_numpy()
+        return found
 
     @cached_property
     def _pairs(self) -> tuple[np.ndarray, np.ndarray]:

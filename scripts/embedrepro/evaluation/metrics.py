@@ -127,7 +127,7 @@ def gain(
 
 def binary(measure: Measure, query: np.ndarray, rank: np.ndarray, judged: Judgements) -> np.ndarray:
     """A binary measure (queries); one entry for each relevant hit, sorted by query and rank."""
-    k, queries = measure.cutoff, len(judged)
+    k, queries = measure.cutoff or 0, len(judged)  # 0: the family looks at the whole run
     if measure.family in ("RR", "AP"):
         starts = np.searchsorted(query, np.arange(queries))
         number = np.arange(len(query)) - starts[query] + 1  # of relevant hits so far
@@ -150,7 +150,9 @@ def binary(measure: Measure, query: np.ndarray, rank: np.ndarray, judged: Judgem
 
 def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """`part` / `whole`, 0 where `whole` is 0."""
-    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
+    found = np.zeros(len(part))
+    np.divide(part, whole, out=found, where=whole > 0)
+    return found
 
 
 def bootstrap(

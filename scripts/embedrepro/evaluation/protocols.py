@@ -166,7 +166,8 @@ class Scores:
     """values: float64 (queries, measures); searched, answered: bool (queries); in `queries`' order.
 
     A query may be searched and find nothing: it isn't in the run, and still counts for every tool.
-    low, high: what the values could be if each score moved by the error that was given.
+    low, high: what the values could be if each score moved by the error that was given; NaN where
+    none was.
     """
 
     queries: list[str]
@@ -174,8 +175,8 @@ class Scores:
     values: np.ndarray
     searched: np.ndarray
     answered: np.ndarray
-    low: np.ndarray | None = None
-    high: np.ndarray | None = None
+    low: np.ndarray
+    high: np.ndarray
 
     def kept(self, protocol: Protocol, values: np.ndarray | None = None) -> list[np.ndarray]:
         """For each measure the values that its mean is over."""
@@ -212,8 +213,9 @@ class Settings:
 
     asked, protocols: measures, and names of protocols. drop_identical, threshold: what the entry of
     `dataset` says. top_k: the depth of a protocol that names none (None: the run's). score_error:
-    how much rounding may have moved each score (None: unknown). documents: of the corpus (None:
-    unknown, more than a query finds).
+    how much rounding may have moved each score (None: unknown); in a refined run those of the first
+    `exact_depth` hits, and of all that may belong there, moved by `exact_error` at most. documents:
+    of the corpus (None: unknown, more than a query finds).
     """
 
     asked: tuple[Measure, ...]
@@ -223,7 +225,14 @@ class Settings:
     threshold: int = 1
     top_k: int | None = None
     score_error: float | None = None
+    exact_depth: int = 0
+    exact_error: float = 0.0
     documents: int | None = None
+
+    def error_of(self, measure: Measure, drop: bool) -> float | None:
+        """How much rounding may have moved the scores that `measure` reads."""
+        reads = np.inf if measure.cutoff is None else measure.cutoff + drop
+        return self.exact_error if reads <= self.exact_depth else self.score_error
 
 
 def score_listings(
@@ -262,22 +271,28 @@ class _Table:
             ]
             if columns:
                 self.parts.append((rule, columns, list[Relevant]()))
-        self.interval = None
-        if settings.score_error is not None:
-            self.interval = Interval(
-                self.measures, rule, judged, settings.score_error, settings.documents
-            )
+        self.intervals: list[tuple[list[int], Interval]] = []
+        errors = [settings.error_of(measure, drop) for measure in self.measures]
+        for error in set(errors):
+            if error is None:
+                continue
+            columns = [column for column, known in enumerate(errors) if known == error]
+            measures = [self.measures[c] for c in columns]
+            interval = Interval(measures, rule, judged, error, settings.documents)
+            self.intervals.append((columns, interval))
 
     def add(self, block: Block) -> None:
         for rule, _, found in self.parts:
             found.append(block.relevant(rule))
-        if self.interval:
-            self.interval.add(block)
+        for _, interval in self.intervals:
+            interval.add(block)
 
     def scores(self, queries: list[str], searched: np.ndarray, answered: np.ndarray) -> Scores:
         values = np.zeros((len(queries), len(self.measures)))
         for _, columns, found in self.parts:
             measures = [self.measures[column] for column in columns]
             values[:, columns] = metrics.values(Relevant.joined(found), self.judged, measures)
-        ends = self.interval.ends(values) if self.interval else (None, None)
-        return Scores(queries, self.measures, values, searched, answered, *ends)
+        low, high = (np.full(values.shape, np.nan) for _ in "lh")
+        for columns, interval in self.intervals:
+            low[:, columns], high[:, columns] = interval.ends(values[:, columns])
+        return Scores(queries, self.measures, values, searched, answered, low, high)

@@ -14,12 +14,13 @@ import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, printable
 from ..models import prompts
+from ..models.facts_table import prompt_for
+from ..models.known import read_models
 from . import metrics, protocols
 
 UNIT = 100_000  # scores in published.parquet are whole numbers of 1e-5
@@ -85,15 +86,18 @@ def load(
     own: Sequence[Path],
     model_ids: Collection[str],
     datasets: Collection[str],
+    stated: Mapping[str, Mapping[str, Mapping[str, str]]] | None = None,
 ) -> list[Published]:
     """All rows about these models and datasets (by our names): the user's, the registry's, MTEB's.
 
-    Raises `UserError` for a faulty table. Reads a few row groups: 0.1 s for three models.
+    `stated`: for datasets whose names the registry doesn't know their places in MTEB, as a config's
+    `mteb` says them: {dataset: {split: {task, split, subset}}}. Raises `UserError` for a faulty
+    table. Reads a few row groups: 0.1 s for three models.
     """
     rows = [row for path in own for row in read_table(path)]
     rows += read_table(registry / "published.tsv")
     rows = [row for row in rows if row.model_id in model_ids and row.dataset in datasets]
-    return rows + list(read_mteb(registry, model_ids, datasets))
+    return rows + list(read_mteb(registry, model_ids, datasets, stated or {}))
 
 
 def read_own(path: Path) -> list[Published]:
@@ -214,13 +218,17 @@ def _text(where: str, name: str, text: str) -> str:
 
 
 def read_mteb(
-    registry: Path, model_ids: Collection[str], datasets: Collection[str]
+    registry: Path,
+    model_ids: Collection[str],
+    datasets: Collection[str],
+    stated: Mapping[str, Mapping[str, Mapping[str, str]]],
 ) -> Iterator[Published]:
     """MTEB's published results about these models and datasets, a row a metric."""
     found: dict[tuple[str, str], list[tuple[str, dict[str, str]]]] = {}
     for dataset in datasets:
         splits: dict[tuple[str, str], dict[str, str]] = {}
-        for split, rows in prompts.places(dataset, registry).items():
+        own = {split: [_place(place)] for split, place in stated.get(dataset, {}).items()}
+        for split, rows in (prompts.places(dataset, registry) or own).items():
             for place in rows:
                 splits.setdefault((place.task, place.subset), {})[place.split] = split
         for key, names in splits.items():
@@ -231,6 +239,10 @@ def read_mteb(
         for dataset, names in found.get((row["task"], row["subset"]), ()):
             split = names.get(row["split"], row["split"])
             yield from _mteb_row(registry, source, row, dataset, split)
+
+
+def _place(stated: Mapping[str, str]) -> prompts.Place:
+    return prompts.Place(stated["task"], stated.get("subset") or "default", stated["split"])
 
 
 def _parquet_rows(path: Path, model_ids: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -312,8 +324,9 @@ def _prompts(
     """
     found = [prompts.prompt_of(model_id, task, role, registry)]
     if found[0] is None or copied:
-        own = _models(registry).get(model_id, {}).get(f"{role}_prompt")
-        if isinstance(own, str):
+        entry = read_models(registry).get(model_id, {})
+        own = prompt_for(entry.get(f"{role}_prompt"), [task])
+        if own is not None:
             about = prompts.tasks(registry)["tasks"][task]
             instruction = about.get("instruction") or about["fallback"]
             if isinstance(instruction, dict):
@@ -321,15 +334,6 @@ def _prompts(
             found.append(own.replace("{task}", instruction))
     known = [text for text in dict.fromkeys(found) if text is not None]
     return tuple(known) or None
-
-
-@lru_cache(2)
-def _models(registry: Path) -> dict[str, Any]:
-    import yaml
-
-    text = (registry / "models.yaml").read_text(encoding="utf-8")
-    found: dict[str, Any] = yaml.load(text, yaml.CSafeLoader)["models"]
-    return found
 
 
 # MTEB's metadata says what a model can read, its own files may cut sooner, seldom below this.

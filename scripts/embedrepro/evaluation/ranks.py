@@ -72,7 +72,8 @@ class Block:
     @cached_property
     def place(self) -> np.ndarray:
         """Of each relevant hit in its query's list, from 0."""
-        return self.hit - self.starts[self.query]
+        place: np.ndarray = self.hit - self.starts[self.query]
+        return place
 
     def relevant(self, rule: Rule) -> Relevant:
         """The relevant hits that count, and their ranks."""
@@ -99,7 +100,8 @@ class Block:
         in_order = np.empty_like(kept)
         in_order[self.trec] = kept
         count = np.concatenate([[0], np.cumsum(in_order)])
-        return (count[1:][self.trec] - count[self.starts[:-1]][of_query]).astype(np.int64)
+        rank: np.ndarray = count[1:][self.trec] - count[self.starts[:-1]][of_query]
+        return rank
 
 
 def blocks(listings: Iterable[Listing], judged: Judgements) -> Iterator[Block]:
@@ -133,7 +135,8 @@ def _block(hits: Listing, judged: Judgements) -> Block:
 
 def _rows(found: pa.Array) -> np.ndarray:
     """What `index_in` found, -1 where nothing, int64."""
-    return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    rows: np.ndarray = found.fill_null(-1).to_numpy(zero_copy_only=False)
+    return rows.astype(np.int64)
 
 
 def _trec_places(scores: np.ndarray, of_query: np.ndarray, docs: pa.Array) -> np.ndarray | None:

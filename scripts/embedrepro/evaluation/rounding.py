@@ -125,8 +125,9 @@ class _Search:
             beyond = scores[middle] >= limit if equal else scores[middle] > limit
             low = np.where(open_ & beyond, middle + 1, low)
             high = np.where(open_ & ~beyond, middle, high)
-        place = low - starts[query]
-        return place - (self.own[query] < place)
+        count: np.ndarray = low - starts[query]
+        count -= self.own[query] < count
+        return count
 
     def _own_within(self, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """Whether each query's own document may be, and surely is, among the first `depth`."""

@@ -1,6 +1,6 @@
 """From run files and judgements to the scores that tables, verdicts and tests read."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ class Row:
     scores are of: model_id, model, revision, dataset, split. facts: what a published number must
     share to be comparable. metrics: names, see `metrics.parse`. ignore_identical_ids,
     relevance_threshold: as the dataset's entry says. top_k: the run's depth as asked for (None: as
-    it is). score_error: how much rounding may have moved each score (None: unknown). documents: of
-    the corpus, if known. output: scores, JSON. per_query: table of the default protocol, TSV.
+    it is). score_error: how much rounding may have moved each score (None: unknown), exact_error:
+    those of a refined run's first `exact_depth`. documents: of the corpus, if known. output:
+    scores, JSON. per_query: table of the default protocol, TSV.
     """
 
     run: Path
@@ -39,6 +40,8 @@ class Row:
     relevance_threshold: int = 1
     top_k: int | None = None
     score_error: float | None = None
+    exact_depth: int = 0
+    exact_error: float = 0.0
     documents: int | None = None
 
 
@@ -46,7 +49,7 @@ def score_rows(rows: Iterable[Row]) -> None:
     """Write each row's `output` and `per_query`; what is there is checked instead.
 
     Scores JSON: what `about` holds, and facts; queries (judged), answered, relevance_threshold,
-    ignore_identical_ids, score_error, default_protocol and protocols:
+    ignore_identical_ids, score_error, exact_depth, exact_error, default_protocol and protocols:
     {protocol: {metric: {value, ci_low, ci_high, rounding_low, rounding_high}}}, the last two null
     where the error is unknown.
     """
@@ -69,6 +72,8 @@ def score_row(row: Row) -> None:
         threshold=row.relevance_threshold,
         top_k=row.top_k,
         score_error=row.score_error,
+        exact_depth=row.exact_depth,
+        exact_error=row.exact_error,
         documents=row.documents,
     )
     searched = read_ids(row.queries)
@@ -83,6 +88,8 @@ def score_row(row: Row) -> None:
         "relevance_threshold": row.relevance_threshold,
         "ignore_identical_ids": row.ignore_identical_ids,
         "score_error": row.score_error,
+        "exact_depth": row.exact_depth,
+        "exact_error": row.exact_error,
         "default_protocol": row.default_protocol,
         "protocols": summaries(scores),
     }
@@ -126,16 +133,22 @@ def _summary(name: str, scores: protocols.Scores, interval: np.ndarray) -> dict[
     means = _means(scores.kept(protocol))
     if protocol.decimals is not None:
         means = [round(mean, protocol.decimals) for mean in means]
-    ends: list[list[float] | list[None]] = [[None] * len(means)] * 2
-    if scores.low is not None and scores.high is not None:
-        low, high = (_means(scores.kept(protocol, end)) for end in (scores.low, scores.high))
-        ends = [list(map(min, low, means)), list(map(max, high, means))]
+    low, high = (_means(scores.kept(protocol, end)) for end in (scores.low, scores.high))
+    ends = [_known(min, low, means), _known(max, high, means)]
     keys = ("value", "ci_low", "ci_high", "rounding_low", "rounding_high")
     lines = zip(means, *interval.tolist(), *ends, strict=True)
     return {
         str(measure): dict(zip(keys, line, strict=True))
         for measure, line in zip(scores.measures, lines, strict=True)
     }
+
+
+def _known(
+    further: Callable[[float, float], float], ends: list[float], means: list[float]
+) -> list[float | None]:
+    """Ends of intervals that the rounded mean doesn't leave; None: unknown."""
+    pairs = zip(ends, means, strict=True)
+    return [None if np.isnan(end) else further(end, mean) for end, mean in pairs]
 
 
 def _means(columns: Sequence[np.ndarray]) -> list[float]:

@@ -37,27 +37,56 @@ def compare(staged: Path, record: dict[str, Any]) -> list[Finding]:
     with views(staged, record) as (ours, theirs):
         try:
             model = reference(theirs, record)
+            expected = {role: peer(model, record, sample(record), role) for role in ROLES}
         except Exception as error:  # a model's modules may raise anything
-            detail = f"sentence-transformers can't load it ({what}): {printable(error)}"
+            detail = f"sentence-transformers can't run it ({what}): {printable(error)}"
             return [finding("sentence-transformers", False, detail)]
+        del model
         engine = load_ours(ours)
-        texts = sample(record)
         for role in ROLES:
-            expected = peer(model, record, texts, role)
-            found = own(engine, texts, role)
-            if found.shape != expected.shape:
-                detail = f"{role}: vectors of {found.shape[1]}, its own have {expected.shape[1]}"
-                return [finding("sentence-transformers", False, f"{detail} ({what})")]
-            apart = abs(unit(found) - unit(expected)).max(axis=1)
-            worst = int(apart.argmax())
-            if not apart[worst] <= APART:
-                detail = (
-                    f"{role} {texts[worst][:30]!r} ({len(texts[worst])} characters): "
-                    f"{record['engine']} {shown(found[worst])}, sentence-transformers "
-                    f"{shown(expected[worst])}, {apart[worst]:.1e} apart ({what})"
-                )
+            try:
+                found = own(engine, sample(record), role)
+            except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
+                detail = f"{record['engine']} can't run it ({what}): {printable(error)}"
                 return [finding("sentence-transformers", False, detail)]
+            if difference := apart(found, expected[role], record, role):
+                return [finding("sentence-transformers", False, f"{difference} ({what})")]
     return [finding("sentence-transformers", True, f"the same vectors within {APART:g}; {what}")]
+
+
+def loads(staged: Path, record: dict[str, Any]) -> list[Finding]:
+    """One finding: whether sentence-transformers loads a sparse or multi-vector folder and runs it.
+
+    Its engines run the same modules; what they lay out anew their own tests hold against these.
+    """
+    try:
+        model = reference(staged, record)
+        for encode in (model.encode_query, model.encode_document):
+            for vector in encode(sample(record), show_progress_bar=False, batch_size=1):
+                values = vector.coalesce().values() if getattr(vector, "is_sparse", 0) else vector
+                if not abs(values.sum()) < float("inf"):
+                    return [finding("load", False, "a vector holds NaN or infinity")]
+    except Exception as error:  # a model's modules may raise anything
+        return [finding("load", False, f"sentence-transformers can't run it: {printable(error)}")]
+    return [finding("load", True, f"sentence-transformers runs it as {record['kind']}")]
+
+
+def apart(
+    found: "np.ndarray", expected: "np.ndarray", record: dict[str, Any], role: Role
+) -> str | None:
+    """In words, how two arrays of vectors differ, or None where they don't."""
+    if found.shape != expected.shape:
+        return f"{role}: vectors of {found.shape[1]}, its own have {expected.shape[1]}"
+    differences = abs(unit(found) - unit(expected)).max(axis=1)
+    worst = int(differences.argmax())
+    if differences[worst] <= APART:
+        return None
+    text = sample(record)[worst]
+    return (
+        f"{role} {text[:30]!r} ({len(text)} characters): {record['engine']} "
+        f"{shown(found[worst])}, sentence-transformers {shown(expected[worst])}, "
+        f"{differences[worst]:.1e} apart"
+    )
 
 
 def unit(vectors: "np.ndarray") -> "np.ndarray":

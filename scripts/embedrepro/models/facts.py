@@ -247,7 +247,8 @@ class Resolver:
         sources, reasons = [], []
         for role in ROLES:
             length, source, reason = self.role_length(role)
-            if (limit := self.position_limit()) and length > limit:
+            limit = None if role in self.layout.unbound else self.position_limit()
+            if limit and length > limit:
                 length, reason = limit, f"{reason}; cut to the {limit} positions of config.json"
             lengths[role] = length
             sources.append(source)
@@ -264,6 +265,8 @@ class Resolver:
             value = value.get(role) if isinstance(value, Mapping) else value
             if value is not None:
                 return value, source, reason
+        if role in self.layout.unbound:
+            return NO_LIMIT, "default", "nothing limits a text; longer ones are cut here"
         limit = self.config.get("max_position_embeddings", self.config.get("n_positions"))
         limit = limit if isinstance(limit, int) and limit > 0 and not self.unbounded() else None
         value = self.tokenizer_config.get("model_max_length")

@@ -27,7 +27,7 @@ from typing import Any
 
 from ..errors import UserError, printable
 from ..files import read_json, write_record
-from .comparison import compare
+from .comparison import compare, loads
 from .examination import FULL_BYTES, Finding, examine, finding, weight_bytes
 
 TIMEOUT = 600  # seconds for one child
@@ -63,6 +63,8 @@ def examined(staged: Path, record: dict[str, Any]) -> list[Finding]:
         from .rerankers import examine_reranker
 
         return examine_reranker(staged, record)
+    if record.get("kind", "dense") != "dense":
+        return loads(staged, record)
     if record.get("beyond") and record["pooling"] == "modules" and not record["modules"]:
         return compare(staged, record)  # sentence-transformers' own modules, nothing else to probe
     findings = own_code(staged, record) if record["code"] else native(staged)

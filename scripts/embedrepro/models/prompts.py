@@ -103,7 +103,7 @@ def _instructed(entry: Mapping[str, Any], task: str, about: Mapping[str, Any], r
     if "template" not in entry:
         return text
     filled, empty = map(str, entry["template"][role])
-    return filled.replace("{instruction}", text) if text else empty
+    return filled.replace("{task}", text) if text else empty
 
 
 def _instruction(entry: Mapping[str, Any], task: str, about: Mapping[str, Any], role: str) -> str:

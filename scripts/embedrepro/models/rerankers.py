@@ -10,7 +10,6 @@ from typing import Any
 
 from ..errors import UserError, printable
 from ..files import atomic, sha256, write_json, write_record
-from ..keys import RECIPE
 from ..sources.hub import check_replaceable
 from ..sources.snapshot import check_digests, check_no_pointers, check_whole
 from .architectures import flagembedding_rerankers, native_head
@@ -93,7 +92,6 @@ def stage_reranker(
         "id": spec["id"],
         "model": spec["model"],
         "revision": spec.get("source", {}).get("revision"),
-        "recipe": RECIPE["stage"],
         "kind": "reranker",
         "scoring": recipe,
         "template": QWEN3 if recipe == "qwen3-reranker" else None,

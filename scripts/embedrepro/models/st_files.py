@@ -5,14 +5,15 @@ sentence-transformers itself can run the model.
 """
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..errors import UserError, printable
 from ..files import read_json
-from .facts_table import POOLINGS, Kind, Pooling
+from .facts_table import POOLINGS, Kind, Pooling, Role
 from .tensors import shapes
 
 OWN = "sentence_transformers."  # where a module's type begins that is not the repository's own
@@ -95,8 +96,9 @@ class Layout:
 
     `base`: where the transformer lies, below the folder. `modules`: the steps after it. `general`:
     why only sentence-transformers itself runs it, or None. `beyond`: in words, each thing that the
-    plain layouts (Transformer, Pooling in one mode, Normalize) lack. `config` and `tokenizer` are
-    laid over config.json and tokenizer_config.json.
+    plain layouts (Transformer, Pooling in one mode, Normalize) lack. `unbound`: roles
+    whose route has no transformer, so nothing limits their texts. `config` and `tokenizer` are laid
+    over config.json and tokenizer_config.json.
     """
 
     facts: dict[str, Any] = field(default_factory=dict)
@@ -108,6 +110,7 @@ class Layout:
     kind: Kind = "dense"
     lower_case: bool = False
     dimension: int | None = None
+    unbound: set[Role] = field(default_factory=set)
     beyond: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     tokenizer: dict[str, Any] = field(default_factory=dict)
@@ -135,9 +138,11 @@ class _Reader:
         model = json_object(self.snapshot / "config_sentence_transformers.json", {})
         self.model_settings(model)
         transformer = rows[0][1] if names[0] == "Transformer" else ""
-        if names[0] == "Transformer" or layout.own:
-            layout.base = transformer if layout.general is None else ""
-            self.transformer_settings(self.snapshot / transformer)
+        layout.base = transformer
+        if layout.general and not (self.snapshot / layout.base / "config.json").is_file():
+            layout.base = self.nested()
+        if layout.base or names[0] == "Transformer" or layout.own:
+            self.transformer_settings(self.snapshot / layout.base)
         if layout.general is None:
             for name, path in zip(names[1:], (path for _, path, _ in rows[1:]), strict=True):
                 self.step(name, path)
@@ -167,6 +172,17 @@ class _Reader:
             if Path(path).is_absolute() or ".." in Path(path).parts:
                 raise UserError(f"{where}: path {printable(path)} leaves the folder")
         return [(kind, "" if path == "." else path, given) for kind, path, given in rows]
+
+    def nested(self) -> str:
+        """Where the transformer with the fewest positions lies within a Router, or ""."""
+        found = []
+        for path in sorted(self.snapshot.rglob("config.json")):
+            config = json_object(path)
+            if isinstance(config.get("model_type"), str):
+                positions = config.get("max_position_embeddings")
+                number = positions if isinstance(positions, int) else sys.maxsize
+                found.append((number, path.parent.relative_to(self.snapshot).as_posix()))
+        return min(found)[1] if found else ""
 
     def obstacle(self, rows: list[tuple[str, str, list[str]]], names: list[str]) -> str | None:
         """Why the modules can't be described step by step, or None."""
@@ -324,6 +340,10 @@ class _Reader:
         types, routes = config.get("types"), config.get("structure")
         if not isinstance(types, dict) or not isinstance(routes, dict) or not routes:
             raise UserError(f"{path}: names no routes")
+        for role, route in (("query", "query"), ("passage", "document")):
+            names = [str(types.get(step)).rpartition(".")[2] for step in routes.get(route, [])]
+            if names and not {"Transformer", "CLIPModel"} & set(names):
+                self.layout.unbound.add(cast(Role, role))
         below = folder.relative_to(self.snapshot)
         steps = next(iter(routes.values()))
         rows = [(str(types[s]).rpartition(".")[2], str(below / s)) for s in steps if s in types]

@@ -95,7 +95,7 @@ class _Folder:
 
     def describe(self, folder: Path, linked: Iterable[str]) -> dict[str, dict[str, Any]]:
         """{name: {size, sha256}} of the staged files; those linked as the manifest has them."""
-        prefix = f"{self.layout.base}/" if self.layout.base else ""
+        prefix = f"{self.layout.base}/" if self.layout.base else ""  # of what lies at the top now
         known = {}
         for name in linked:
             source = self.files.get(name) or self.files.get(prefix + name)
@@ -108,7 +108,8 @@ class _Folder:
         record["code"] = {
             name: row["sha256"] for name, row in record["files"].items() if name.endswith(".py")
         }
-        if self.layout.beyond and not self.layout.general and not self.overruled():
+        alike = not (self.layout.general or record["code"] or self.overruled())
+        if self.layout.beyond and alike:
             record["shipped"] = self.ship(folder)
         write_record(folder / "stage.json", record)
 

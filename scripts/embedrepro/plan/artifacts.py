@@ -4,18 +4,21 @@
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ..datasets.registry import Estimate, ResolvedDataset
 from ..errors import UserError, printable
+from ..evaluation import metrics
 from ..models.facts_table import Role, known_facts, prompt_for, role_facts
 from . import cost
 from .config import Experiment, Model
 from .keys import key_of
 
 Spec = Mapping[str, Any]
+FIRST = 10  # ranks of a run that are float32's whatever it costs
 PIECE = "{piece}"
 # A run is the same however it was cut: these steps put together what the others found.
 MERGES = {"merge": "search", "merge_reranked": "rerank"}
@@ -77,12 +80,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Outside:
-    """What lies outside the store: by dataset name the digest of its corpus, of what each of its
-    splits is read from, and its size; by path the digest of all that verdicts are given by, the
-    files of the folder `registry` and tables of the user's own."""
+    """What lies outside the store: by dataset name the identity of its corpus, of what each of its
+    splits is read from (see `datasets.local`), and its size; by path the digest of all that
+    verdicts are given by, the files of the folder `registry` and tables of the user's own."""
 
-    corpora: Mapping[str, str]
-    splits: Mapping[str, Mapping[str, str]]
+    corpora: Mapping[str, Spec]
+    splits: Mapping[str, Mapping[str, Spec]]
     sizes: Mapping[str, Estimate]
     registry: str = ""
     published: Mapping[str, str] = field(default_factory=dict)
@@ -152,17 +155,29 @@ class Catalogue:
     # Datasets
 
     def corpus(self, dataset: ResolvedDataset) -> Artifact:
-        spec = {"name": dataset.name, "source": dataset.source, "title": dataset.title}
-        key = key_of("corpus", dataset.name, self.outside.corpora[dataset.name], dataset.title)
+        identity = self.outside.corpora[dataset.name]
+        spec = {
+            "name": dataset.name,
+            "source": dataset.source,
+            "title": dataset.title,
+            "identity": identity,
+        }
+        key = key_of("corpus", dataset.name, identity, dataset.title)
         folder = self.path("datasets", f"{dataset.slug}-{key}")
         path, beside = f"{folder}/corpus.json", (f"{folder}/corpus.parquet",)
         return self.add(Artifact("corpus", path, spec, (), beside, label=dataset.name))
 
     def split(self, dataset: ResolvedDataset, split: str) -> Artifact:
         corpus = self.corpus(dataset)
-        theirs = dataset.splits[split]
-        spec = {"name": dataset.name, "split": split, "source": dataset.source, "theirs": theirs}
-        key = key_of("split", corpus.path, self.outside.splits[dataset.name][split], theirs)
+        identity = self.outside.splits[dataset.name][split]
+        spec = {
+            "name": dataset.name,
+            "split": split,
+            "source": dataset.source,
+            "theirs": dataset.splits[split],
+            "identity": identity,
+        }
+        key = key_of("split", key_in(corpus.path), identity)
         folder = f"{corpus.path.rpartition('/')[0]}/{split}-{key}"
         beside = (f"{folder}/queries.parquet", f"{folder}/qrels.parquet")
         path, label = f"{folder}/split.json", f"{dataset.name} {split}"
@@ -180,15 +195,8 @@ class Catalogue:
     def pieces(self, model: Model, dataset: ResolvedDataset) -> list[Artifact]:
         corpus, stage = self.corpus(dataset), self.stage(model)
         size, tflops = self.outside.sizes[dataset.name], self.experiment.tflops
-        precision = corpus_precision(model, size, tflops)
-        settings = {
-            "role": "passage",
-            **prompt_of(model, dataset, "passage"),
-            **precision,
-            "title": dataset.title,
-        }
-        facts = encode_identity(model, "passage", settings)
-        key = key_of("encode", facts, corpus.path.split("/")[-2])
+        settings, identity = self.passage_settings(model, dataset)
+        key = key_of("encode", identity(settings), key_in(corpus.path))
         folder = self.path("vectors", dataset.slug, f"{model.name}-{key}")
         of = dataset.shards or cost.pieces(model, size, tflops)
         spec = settings | {
@@ -216,6 +224,19 @@ class Catalogue:
             for piece in range(of)
         ]
 
+    def passage_settings(
+        self, model: Model, dataset: ResolvedDataset
+    ) -> tuple[dict[str, Any], Callable[[dict[str, Any]], list[Any]]]:
+        """How a corpus is encoded, and what makes such settings part of a key."""
+        size = self.outside.sizes[dataset.name]
+        settings = {
+            "role": "passage",
+            **prompt_of(model, dataset, "passage"),
+            **corpus_precision(model, size, self.experiment.tflops),
+            "title": dataset.title,
+        }
+        return settings, partial(encode_identity, model, "passage")
+
     def queries(self, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
         """The vectors of a split's queries: always float32, since there are few."""
         source, stage = self.split(dataset, split), self.stage(model)
@@ -227,7 +248,7 @@ class Catalogue:
             "title": dataset.title,
         }
         facts = encode_identity(model, "query", settings)
-        key = key_of("encode", facts, source.path.split("/")[-2])
+        key = key_of("encode", facts, key_in(source.path))
         folder = self.path("vectors", dataset.slug, f"{model.name}-{key}")
         spec = settings | {
             "staged": stage.spec["folder"],
@@ -281,6 +302,33 @@ class Catalogue:
             found.append(self.add(hit))
         return found
 
+    def refined_run(
+        self,
+        model: Model,
+        dataset: ResolvedDataset,
+        split: str,
+        parts: list[Any],
+        spec: dict[str, Any],
+    ) -> Artifact:
+        """The run of a corpus that is stored in a fast precision: searched, and what can still
+        change the first ranks encoded again in float32; with `precision: fast` only measured."""
+        settings, facts = self.passage_settings(model, dataset)
+        exact = settings | {"dtype": "float32", "compiled": False}
+        key = key_of("encode", facts(exact), key_in(self.corpus(dataset).path))
+        depths = refined_depths(self.experiment.metrics) if model.precision == "exact" else []
+        again = {
+            "depths": depths,
+            "staged": self.stage(model).spec["folder"],
+            "prompt": settings["prompt"],
+            "title": dataset.title,
+            "refined": self.path("refined", dataset.slug, f"{model.name}-{key}"),
+        }
+        stage, corpus = self.stage(model).path, self.corpus(dataset).path
+        inputs = (spec["vectors"], spec["pieces"], stage, corpus)
+        return self.run_artifact(
+            "refine", model, dataset, split, [*parts, depths], spec | again, inputs
+        )
+
     def run_artifact(
         self,
         step: str,
@@ -304,9 +352,9 @@ class Catalogue:
             "queries": source.beside[0],
         }
         label = f"{model.id} on {dataset.name} {split}"
-        return self.add(
-            Artifact(step, path, {**spec, **common}, inputs, (f"{path}.sha256",), label=label)
-        )
+        measured = [f"{path}.refined.json"] if step == "refine" else []
+        beside = (f"{path}.sha256", *measured)
+        return self.add(Artifact(step, path, {**spec, **common}, inputs, beside, label=label))
 
     def scores(self, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
         run, source = self.run(model, dataset, split), self.split(dataset, split)
@@ -326,31 +374,35 @@ class Catalogue:
             "facts": {
                 "title": dataset.title,
                 "dataset_revision": dataset.source.get("revision"),
+                "stated": sorted(model.facts),
             },
         }
         key = key_of("score", spec, run.path, source.path)
         base = self.path("scores", dataset.slug, split, f"{model.slug}-{key}")
         encoded = self.encoded(model, dataset, split)
+        sidecars = [re.sub(r"npy$", "json", path) for path in encoded]
         per_query = f"{base}.per_query.tsv"
         files = {
             "run": run.path,
             "qrels": source.beside[1],
             "queries": source.beside[0],
-            "encoded": [a.beside[0] for a in encoded],
+            "encoded": sidecars,
+            "refined": f"{run.path}.refined.json" if run.step == "refine" else None,
             "per_query": per_query,
         }
         beside = (per_query, f"{per_query}.sha256")
-        inputs = (run.path, source.path, *(a.path for a in encoded))
+        inputs = (run.path, source.path, *encoded)
         label = f"{model.id} on {dataset.name} {split}"
         return self.add(
             Artifact("score", f"{base}.json", spec | files, inputs, beside, label=label)
         )
 
-    def encoded(self, model: Model, dataset: ResolvedDataset, split: str) -> list[Artifact]:
-        """The queries and one piece of the corpus: their sidecars say how both were encoded."""
+    def encoded(self, model: Model, dataset: ResolvedDataset, split: str) -> list[str]:
+        """Queries and corpus: their vectors' sidecars say how both were encoded."""
         if model.kind != "dense":
             return []
-        return [self.queries(model, dataset, split), self.passages(model, dataset)[0]]
+        passages = self.passages(model, dataset)[0].path
+        return [self.queries(model, dataset, split).path, pattern(passages)]
 
     def rows(self) -> Iterator[Row]:
         """Every row of the report: a model, a dataset and a split."""
@@ -365,6 +417,12 @@ class Catalogue:
 
 def row_name(model: str, dataset: str, split: str) -> str:
     return f"{model} {dataset} {split}"
+
+
+def refined_depths(asked: Sequence[str]) -> list[int]:
+    """To what depths a run is made exact: the first always, the others where it costs little."""
+    cutoffs = {metrics.parse(name).cutoff or FIRST for name in asked}
+    return sorted({FIRST, *(depth for depth in cutoffs if depth > FIRST)})
 
 
 def encode_identity(model: Model, role: Role, settings: Mapping[str, Any]) -> list[Any]:
@@ -436,6 +494,8 @@ def dense_run(c: Catalogue, model: Model, dataset: ResolvedDataset, split: str) 
     passages, queries = c.passages(model, dataset), c.queries(model, dataset, split)
     parts = [key_in(passages[0].path), key_in(queries.path)]
     spec = {"vectors": queries.path, "pieces": pattern(passages[0].path)}
+    if passages[0].spec["dtype"] != "float32":
+        return c.refined_run(model, dataset, split, parts, spec)
     if len(passages) <= MOST_AT_ONCE:
         inputs = (queries.path, spec["pieces"])
         return c.run_artifact("search", model, dataset, split, parts, spec, inputs)

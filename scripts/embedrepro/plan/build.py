@@ -3,17 +3,18 @@
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..datasets.local import corpus_digest, local_kind, split_digest
-from ..datasets.registry import ResolvedDataset, estimate, read_registry
-from ..errors import UserError
+from ..datasets.local import corpus_identity, split_identity
+from ..datasets.registry import estimate, read_registry
+from ..errors import UserError, printable
 from ..files import digest, sha256
 from ..models.facts_table import schema_properties
+from ..models.known import read_models
 from ..sources import snapshot
 from .artifacts import Outside
 from .compile import compile_plan
@@ -25,13 +26,7 @@ Config = dict[str, Any]
 WITHOUT = "EMBED_REPRO_WITHOUT"
 
 
-def read_config(
-    repository: Path,
-    files: Iterable[Path | str],
-    overrides: Config,
-    load: Callable[[Any], Config],
-    update: Callable[[Config, Config], None],
-) -> Config:
+def read_config(repository: Path, files: Iterable[Path | str], overrides: Config) -> Config:
     """The user's config files, in order, each with paths made absolute, then `--config`.
 
     Without a file it is the repository's own config.yaml: a user's file is complete by itself.
@@ -44,17 +39,36 @@ def read_config(
     return merged
 
 
+def load(path: Path) -> Config:
+    try:
+        value = yaml.load(path.read_text("utf-8"), yaml.CSafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: can't be read as YAML ({printable(error, 300)})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no mapping; see config.yaml for its keys")
+    return value
+
+
+def update(config: Config, more: Config) -> None:
+    """Lay `more` over `config`, mapping by mapping, as Snakemake does."""
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(config.get(key), dict):
+            update(config[key], value)
+        else:
+            config[key] = value
+
+
 def build_plan(
     config: Config, repository: Path, files: Iterable[Path | str], overrides: Config
 ) -> Plan:
     """Compile the plan of `config`; `UserError` for all that can be known to be wrong."""
     rules = repository / "rules"
-    models = read_yaml(rules / "registry" / "models.yaml")["models"]
+    models = read_models(rules / "registry")
     datasets = read_registry(rules / "registry" / "datasets.yaml")
     config = absolute_paths(config, Path.cwd())
-    known = {"schema": config_schema(repository), "models": models, "datasets": datasets}
+    known = config_schema(repository), models, datasets
     # Once without digests: a mistake is told before any file is read.
-    read_experiment(config, **known, path_digest=str, file_digest=str)
+    read_experiment(config, *known, path_digest=str, file_digest=str)
     cache = Path(config["store"]) / "models" / ".cache"
 
     def path_digest(source: str) -> str:
@@ -64,11 +78,14 @@ def build_plan(
             return digest([int(source), *(sha256(repository / part) for part in parts)])
         return snapshot.path_digest(source, cache)
 
-    experiment = read_experiment(config, **known, path_digest=path_digest, file_digest=file_digest)
+    experiment = read_experiment(config, *known, path_digest=path_digest, file_digest=file_digest)
     tables = [*sorted((rules / "registry").iterdir()), *map(Path, experiment.published)]
     outside = Outside(
-        corpora={d.name: corpus_of(d, cache) for d in experiment.datasets},
-        splits={d.name: splits_of(d, cache) for d in experiment.datasets},
+        corpora={d.name: corpus_identity(d.source, cache) for d in experiment.datasets},
+        splits={
+            d.name: {s: split_identity(d.source, theirs, cache) for s, theirs in d.splits.items()}
+            for d in experiment.datasets
+        },
         sizes={d.name: estimate(d, cache) for d in experiment.datasets},
         registry=str(rules / "registry"),
         published={path.name: file_digest(str(path)) for path in tables},
@@ -94,28 +111,6 @@ def file_digest(path: str) -> str:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     return sha256(path)[:12]
-
-
-def corpus_of(dataset: ResolvedDataset, cache: Path) -> str:
-    """Of a local corpus the digest of its files, of another its pin."""
-    if local_kind(dataset.source):
-        return corpus_digest(dataset.source, cache).key
-    return digest(dataset.source)
-
-
-def splits_of(dataset: ResolvedDataset, cache: Path) -> dict[str, str]:
-    found = {}
-    for split, theirs in dataset.splits.items():
-        source, name = (
-            (theirs["source"], theirs["split"])
-            if isinstance(theirs, Mapping)
-            else (dataset.source, theirs)
-        )
-        if local_kind(source):
-            found[split] = split_digest(source, name, cache).key
-        else:
-            found[split] = digest([source, name])
-    return found
 
 
 def command_line(repository: Path, files: Iterable[Path | str], overrides: Config) -> str:

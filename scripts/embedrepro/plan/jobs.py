@@ -44,6 +44,7 @@ RESOURCES = {
     "prepare": (0, 1, 4000, 240),
     "encode": (1, 2, 12000, 360),
     "search": (1, 2, 8000, 120),
+    "refine": (1, 2, 16000, 360),
     "merge": (0, 1, 8000, 60),
     "bm25": (0, 1, 16000, 240),
     "fuse": (0, 1, 4000, 60),
@@ -175,6 +176,9 @@ def search_jobs(catalogue: Catalogue, model: Model, runs: Sequence[Artifact]) ->
     at_once = [run for run in runs if run.step == "search"]
     if at_once:
         jobs.append(make_job(model.slug, "search", at_once, model.id))
+    refined = [run for run in runs if run.step == "refine"]
+    if refined:
+        jobs.append(make_job(model.slug, "refine", refined, model.id))
     by_pieces = [run for run in runs if run.step == "merge"]
     hits = [catalogue.artifacts[p] for run in by_pieces for p in spread(run.spec["hits"])]
     for number, batch in enumerate(cut(hits)):

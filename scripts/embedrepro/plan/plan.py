@@ -1,7 +1,7 @@
 """The plan itself: built once, written to one file named by its digest, read by every job."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from hashlib import sha256
@@ -55,13 +55,19 @@ class Plan:
         """The outputs of other jobs that a job has to wait for."""
         if everything:
             return [path for pattern in job.inputs for path in spread(pattern)]
-        missing = (
-            path for p in job.inputs for path in spread(p) if not is_made(self.artifacts[path])
-        )
+        needed = (path for pattern in job.inputs for path in spread(pattern))
+        return self.missing_of(needed, but=job.name)
+
+    def shown(self, report: str) -> list[str]:
+        """What has to be made before a report can be shown: it, and the files of its rows."""
+        rows = self.artifacts[report].spec["rows"]
+        return self.missing_of([report, *(row[part] for row in rows for part in ("run", "scores"))])
+
+    def missing_of(self, paths: Iterable[str], but: str = "") -> list[str]:
+        """What is `wanted` of all jobs, `but` one, that make what is missing of some artifacts."""
+        missing = (path for path in paths if not is_made(self.artifacts[path]))
         makers = dict.fromkeys(self.makers[path] for path in missing)
-        return [
-            out for maker in makers if maker != job.name for out in self.wanted(self.job(maker))
-        ]
+        return [out for maker in makers if maker != but for out in self.wanted(self.job(maker))]
 
     def of_rules(self, *rules: str) -> list[str]:
         """What is `wanted` of all jobs of some rules."""

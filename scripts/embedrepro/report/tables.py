@@ -7,16 +7,10 @@ from ..errors import printable
 from ..files import sha256
 from .collect import Report
 
+INTERVALS = ("value", "ci_low", "ci_high", "rounding_low", "rounding_high")
 METRICS = [
-    "model_id",
-    "model",
-    "revision",
-    "dataset",
-    "split",
-    "metric",
-    "value",
-    "ci_low",
-    "ci_high",
+    *("model_id", "model", "revision", "dataset", "split", "metric"),
+    *INTERVALS,
     "queries",
 ]
 SPEED = [
@@ -62,7 +56,8 @@ def metric_rows(report: Report) -> Iterable[list[object]]:
             for metric, entry in report.protocol(key).items():
                 yield [
                     *(model.id, model.slug, model.revision, column.name, column.split, metric),
-                    *(entry["value"], entry.get("ci_low"), entry.get("ci_high"), queries),
+                    *(entry.get(name) for name in INTERVALS),
+                    queries,
                 ]
 
 

@@ -38,11 +38,17 @@ def write_report(spec: Mapping[str, Any], folder: Path) -> Report:
         {scores["dataset"] for scores in scored},
     )
     judged = [verdict for scores in scored for verdict in verdicts.compare(scores, table)]
-    texts = {"verdicts.tsv": verdicts.table(judged)}
-    compared = significance.compare_rows(rows)
-    texts["comparisons.json"] = json_text(compared)
-    report = collect(spec, read_tsv(texts["verdicts.tsv"]), compared)
-    texts |= {
+    return render(spec, verdicts.table(judged), significance.compare_rows(rows), folder)
+
+
+def render(
+    spec: dict[str, Any], judged: str, compared: list[dict[str, Any]], folder: Path
+) -> Report:
+    """Write the report of the verdicts `judged` (TSV) and the comparisons `compared`."""
+    report = collect(spec, read_tsv(judged), compared)
+    texts = {
+        "verdicts.tsv": judged,
+        "comparisons.json": json_text(compared),
         "report.html": html(report),
         "report.md": markdown(report),
         "report.tex": latex(report),

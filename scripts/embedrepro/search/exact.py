@@ -25,7 +25,8 @@ from .hits import Batch, first_of_each
 from .runs import Ids
 
 UNIT = 2.0**-53
-SCORES = 2**22  # held at a time, in three arrays: 64 MiB
+SCORES = 2**25  # held at a time, in three arrays: 384 MiB
+PRODUCTS = 2**21  # float64 numbers held at a time, in three arrays: 48 MiB
 BLOCK = 2**17  # numbers of pairs summed one by one: their float64 products stay in the cache
 
 
@@ -57,18 +58,22 @@ def search_array(
 
 def bounds(queries: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Between what the scores lie: float32 (queries, documents), twice."""
-    dim = queries.shape[1]
+    (count, dim), n = queries.shape, len(documents)
     wide = queries.astype(np.float64)
     error = 2 * (dim + 4) * UNIT * 1.001 * np.linalg.norm(wide, axis=1)[:, None]
-    low = np.empty((len(queries), len(documents)), np.float32)
-    high = np.empty_like(low)
-    size = max(64, min(2**21 // dim, SCORES // len(queries)))
-    for at in range(0, len(documents), size):
-        block = documents[at : at + size].astype(np.float64)
-        products = wide @ block.T
-        within = error * np.linalg.norm(block, axis=1)
-        np.subtract(products, within, out=low[:, at : at + size], casting="same_kind")
-        np.add(products, within, out=high[:, at : at + size], casting="same_kind")
+    low, high = np.empty((count, n), np.float32), np.empty((count, n), np.float32)
+    size = min(n, max(64, min(PRODUCTS // dim, PRODUCTS // count)))
+    # Made once: fresh memory costs more than what is computed in it.
+    block_, products_, within_ = (np.empty(shape) for shape in ((size, dim), *[(count, size)] * 2))
+    for at in range(0, n, size):
+        part = slice(at, min(at + size, n))
+        rows = part.stop - at
+        block, products, within = block_[:rows], products_[:, :rows], within_[:, :rows]
+        np.copyto(block, documents[part])
+        np.matmul(wide, block.T, out=products)
+        np.multiply(error, np.sqrt(np.einsum("ij,ij->i", block, block)), out=within)
+        np.subtract(products, within, out=low[:, part], casting="same_kind")
+        np.add(products, within, out=high[:, part], casting="same_kind")
     return low, high
 
 
@@ -93,4 +98,5 @@ def add_up(products: np.ndarray) -> np.ndarray:
         if n % 2:
             products[0] += products[-1]
         products = products[:half]
-    return products[0]
+    sums: np.ndarray = products[0]
+    return sums

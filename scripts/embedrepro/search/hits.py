@@ -8,6 +8,7 @@ min(k, documents of the shard) hits. Its schema metadata says which rows, which 
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 
 from ..errors import UserError
 from ..files import sealed, whole
-from .runs import Ids, Listing, trec_order
+from .runs import Ids, Listing, in_parallel, trec_order
 
 META = b"embed-repro"
 SCHEMA = pa.schema([("query", pa.int32()), ("doc", pa.int64()), ("score", pa.float32())])
@@ -73,7 +74,9 @@ def first_of_each(
     """
     order = trec_order(query, score, doc, ids)
     count = np.bincount(query, minlength=queries)
-    return order[(np.cumsum(count) - count)[:, None] + np.arange(k)]
+    places: np.ndarray = (np.cumsum(count) - count)[:, None] + np.arange(k)
+    best: np.ndarray = order[places]
+    return best
 
 
 @dataclass(frozen=True)
@@ -97,18 +100,20 @@ class Merge:
     def listings(self, batches: Iterable[Sequence[Batch]]) -> Iterator[Listing]:
         """`batches`: for some queries after the other the hits in each shard, docs by row."""
         own = self._own() if self.spare_identical_ids else None
-        for parts in batches:
-            first, docs, scores = self.best(parts)
-            kept = np.ones(docs.shape, bool)
-            if own is not None and docs.shape[1] > self.k:
-                itself = docs == own[first : first + len(docs), None]
-                kept[:, self.k] = itself.any(axis=1)
-            yield Listing(
-                self.queries.slice(first, len(docs)),
-                np.r_[0, np.cumsum(kept.sum(axis=1))],
-                self.docs.take(pa.array(docs[kept])),
-                scores[kept],
-            )
+        return in_parallel(partial(self._listing, own), batches)
+
+    def _listing(self, own: np.ndarray | None, parts: Sequence[Batch]) -> Listing:
+        first, docs, scores = self.best(parts)
+        kept = np.ones(docs.shape, bool)
+        if own is not None and docs.shape[1] > self.k:
+            itself = docs == own[first : first + len(docs), None]
+            kept[:, self.k] = itself.any(axis=1)
+        return Listing(
+            self.queries.slice(first, len(docs)),
+            np.r_[0, np.cumsum(kept.sum(axis=1))],
+            self.docs.take(pa.array(docs[kept])),
+            scores[kept],
+        )
 
     def best(self, parts: Sequence[Batch]) -> Batch:
         """The first `depth` of all shards' hits of the same queries."""

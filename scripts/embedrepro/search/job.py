@@ -7,12 +7,13 @@ byte for byte, for any cut into pieces. What is there and whole is not made agai
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
 # Numbers multiplied. Up to SMALL matrix products in NumPy are done before a GPU has begun, up to
 # LARGE before torch is imported.
-SMALL = 2**32
-LARGE = 2**36
+SMALL = 2**31
+LARGE = 2**34
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,12 @@ def search_rows(rows: Sequence[Row], device: str = "auto") -> None:
 
 def search_pieces(pieces: Sequence[Piece], device: str = "auto") -> None:
     """Search each piece and write its hits; queries and pieces are opened once for all of them."""
-    queries = cache(Queries)
+    queries = cache(Queries.open)
     for path, searches in groupby(sorted(pieces, key=_corpus), key=_corpus):
         missing = [search for search in searches if not made(search.output)]
-        corpus = Corpus(path) if missing else None
+        if not missing:
+            continue
+        corpus = Corpus(path)
         for search in missing:
             _check_depth(search.top_k)
             asked = queries(search.queries)
@@ -149,15 +152,25 @@ def _merge(row: Row | MergeRow) -> Merge:
 
 
 def _search_row(row: Row, device: str) -> None:
+    asked, merge, pieces = open_row(row)
+    found, start, step = [], 0, group_size(merge.depth)
+    for piece in pieces:
+        names = merge.docs.slice(start, len(piece.vectors))
+        found.append(regrouped(list(piece.search(asked, merge.depth, names.take, device)), step))
+        start += len(piece.vectors)
+    write_listings(row.output, merge.listings(zip(*found, strict=True)), row.tag)
+
+
+def open_row(row: Row) -> tuple["Queries", Merge, list["Corpus"]]:
+    """What a row is made of; raises `UserError` unless its pieces tile the corpus in order."""
     _check_depth(row.top_k)
-    asked, merge = Queries(row.queries), _merge(row)
+    asked, merge = Queries.open(row.queries), _merge(row)
     if len(merge.queries) != len(asked.vectors):
         raise UserError(
             f"{row.queries}: {len(asked.vectors)} vectors for the {len(merge.queries)} queries of "
             f"{row.query_ids}; encode them again"
         )
-    pieces = [Corpus(path) for path in row.corpus]
-    step, expected, found = group_size(merge.depth), 0, []
+    pieces, expected = [Corpus(path) for path in row.corpus], 0
     for piece in pieces:
         start, stop = piece.rows(row.ids)
         if start != expected:
@@ -166,23 +179,32 @@ def _search_row(row: Row, device: str) -> None:
                 "give every piece exactly once, in order"
             )
         expected = stop
-        names = merge.docs.slice(start, stop - start)
-        found.append(regrouped(list(piece.search(asked, merge.depth, names.take, device)), step))
     if expected != len(merge.docs):
         raise UserError(
             f"{row.corpus[-1]}: ends with row {expected} of the corpus's {len(merge.docs)}; "
             "give every piece exactly once, in order"
         )
-    write_listings(row.output, merge.listings(zip(*found, strict=True)), row.tag)
+    return asked, merge, pieces
 
 
+@dataclass(frozen=True)
 class Queries:
     """Query vectors (q, dim), whole and finite."""
 
-    def __init__(self, path: Path | str):
-        self.path = path
-        self.vectors, self.meta = open_embeddings(path)
-        check_finite(self.vectors, path)
+    path: Path
+    vectors: np.ndarray
+    meta: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> "Queries":
+        """Raises `UserError` for vectors that are damaged or hold NaN."""
+        vectors, meta = open_embeddings(path)
+        check_finite(vectors, path)
+        return cls(path, vectors, meta)
+
+    def part(self, which: np.ndarray) -> "Queries":
+        """Some of them."""
+        return replace(self, vectors=self.vectors[which])
 
 
 class Corpus:

@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from .. import shards
-from ..encode.texts import table
+from ..datasets.reading import Checked
+from ..datasets.records import passage
 from ..errors import UserError
 from ..files import digest, sealed, whole
 from ..models.rerankers import RECIPES
@@ -233,14 +233,15 @@ def read_pairs(
 def _read_texts(path: Path, wanted: set[str], title: str | None = None) -> dict[str, str]:
     """{id: text} of `wanted`; row groups without any of them are not read but for their ids."""
     columns = ["id", "text"] + ["title"] * (title is not None)
-    file, values, texts = table(path), pa.array(list(wanted), pa.string()), {}
-    for group in range(file.metadata.num_row_groups):
-        here = pc.is_in(file.read(group, ["id"]).column("id"), value_set=values)
-        if not pc.any(here).as_py():
-            continue
-        for row in file.read(group, columns).filter(here).to_pylist():
-            heading = row.get("title") or ""
-            texts[row["id"]] = shards.passage(heading, row["text"], title) if title else row["text"]
+    values, texts = pa.array(list(wanted), pa.string()), {}
+    with Checked(path) as table:
+        for group in range(table.file.num_row_groups):
+            here = pc.is_in(table.row_group(group, ["id"]).column("id"), value_set=values)
+            if not pc.any(here).as_py():
+                continue
+            for row in table.row_group(group, columns).filter(here).to_pylist():
+                heading = row.get("title") or ""
+                texts[row["id"]] = passage(heading, row["text"], title) if title else row["text"]
     for missing in sorted(wanted - texts.keys())[:1]:
         raise UserError(
             f"the run names {missing!r}, which {path} lacks; was it made with this data?"

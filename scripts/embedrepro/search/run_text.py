@@ -15,10 +15,10 @@ BLOCK = 2**14  # scores printed at once: what they need stays in the cache
 WIDTH = 16  # bytes of the longest score
 POWERS = np.array([float(f"1e{power}") for power in range(-4, 10)])  # of what %g prints plainly
 
-_FOUR = np.array([[*f"{number:04d}".encode()] for number in range(10_000)], np.uint8)
-_ZEROS = (_FOUR[:, ::-1] != ord("0")).argmax(1)  # at the end of four digits
+_DIGITS = np.array([[*f"{number:04d}".encode()] for number in range(10_000)], np.uint8)
+_ZEROS = (_DIGITS[:, ::-1] != ord("0")).argmax(1)  # at the end of four digits
 _ZEROS[0] = 4
-_FOUR = _FOUR.view(np.uint32).ravel()
+_FOUR = _DIGITS.view(np.uint32).ravel()
 
 
 def run_text(
@@ -100,6 +100,7 @@ def _digits_of_block(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     used = np.empty((len(scores), WIDTH), bool)
     odd = (size < POWERS[0]) | (size >= POWERS[-1])
     first, last = np.searchsorted(POWERS, [size.min(), size.max()], "right") - 1
+    classes: list[tuple[int, slice | np.ndarray]]
     if first == last and not odd.any():
         classes = [(int(first), slice(None))]
     else:

@@ -149,7 +149,7 @@ def write_listings(path: Path | str, listings: Iterable[Listing], tag: str) -> N
 
 
 def _text(hits: Listing, tag: str) -> memoryview:
-    return memoryview(run_text(hits.queries, hits.starts, hits.docs, hits.scores, tag))
+    return run_text(hits.queries, hits.starts, hits.docs, hits.scores, tag).data
 
 
 def in_parallel(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -280,12 +280,13 @@ def _hashes(texts: pa.Array) -> np.ndarray:
     """A hash of each text (n), uint64, over eight bytes at a time."""
     _, offsets, data = texts.buffers()
     width = np.int32 if texts.type == pa.string() else np.int64
-    ends = np.frombuffer(offsets, width)[texts.offset : texts.offset + len(texts) + 1]
+    ends = np.frombuffer(offsets, width).astype(np.int64)
+    ends = ends[texts.offset : texts.offset + len(texts) + 1]
     raw = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]] if data and len(ends) else b""
     padded = np.zeros(len(raw) + 8, np.uint8)
     padded[:-8] = raw
     words = np.ndarray(len(raw) + 1, "<u8", padded, strides=(1,))  # one from each byte on
-    start, left = (ends[:-1] - ends[:1]).astype(np.int64), np.diff(ends).astype(np.int64)
+    start, left = ends[:-1] - ends[:1], np.diff(ends)
     found = left.astype(np.uint64)
     masks = np.array([256**size - 1 for size in range(9)], np.uint64)
     for at in range(0, int(left.max(initial=0)), 8):

@@ -1,0 +1,91 @@
+"""Late interaction: ColBERT models of PyLate, Stanford and sentence-transformers' own.
+
+Loaded and run as `MultiVectorEncoder` does: prefixes, query expansion, skip list, projection.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sentence_transformers import MultiVectorEncoder
+
+from ..errors import UserError, printable
+from .facts import Facts
+from .features import ModuleEngine, Rows, architectures, listed_modules
+
+OWN = ("HF_ColBERT", "ForRetrieval")  # ends of architectures that bring their projection
+
+
+class TokensPart(NamedTuple):
+    """Finished texts: `rows` (n,) int64, how many vectors each has, `vectors` (…, dimension).
+
+    `tokens` run, texts `truncated`.
+    """
+
+    rows: np.ndarray
+    lengths: np.ndarray
+    vectors: np.ndarray
+    tokens: int
+    truncated: int
+
+
+class MultiVectorEngine(ModuleEngine[TokensPart]):
+    """What `MultiVectorEncoder` loads. `similarity`: maxsim or meanmaxsim, for the sidecar."""
+
+    name = "multivector"
+
+    def __init__(
+        self,
+        facts: Facts,
+        device: str,
+        tokens_per_batch: int | None = None,
+        compiled: bool = False,
+    ) -> None:
+        super().__init__(facts, device, tokens_per_batch, compiled)
+        self.dimension = int(self.model.get_embedding_dimension())
+        self.similarity: str = self.model.similarity_fn_name
+        self.remarks = {"similarity": self.similarity}
+
+    def _load(self, model_kwargs: dict[str, Any]) -> MultiVectorEncoder:
+        refuse_untrained_multivector(self.facts)
+        return MultiVectorEncoder(
+            str(self.facts.staged),
+            device=str(self.device),
+            local_files_only=True,
+            trust_remote_code=self.facts.trust_remote_code,
+            model_kwargs=model_kwargs,
+        )
+
+    def _part(self, features: dict[str, Any], batch: Rows, n: int) -> TokensPart:
+        mask = features["attention_mask"][:n].bool()
+        vectors = features["token_embeddings"][:n]
+        return tokens_part(vectors, mask, batch, n, self.facts, self.precision.stored)
+
+
+def tokens_part(
+    vectors: torch.Tensor, mask: torch.Tensor, batch: Rows, n: int, facts: Facts, stored: np.dtype
+) -> TokensPart:
+    """`vectors` (n, width, dimension) where `mask` (n, width) is set, text by text."""
+    lengths = mask.sum(1).cpu().numpy()
+    found = vectors[mask].float().cpu().numpy()
+    bad = ~np.isfinite(found).all(1)
+    if bad.any():
+        row = batch.rows[np.searchsorted(np.cumsum(lengths), int(np.argmax(bad)), "right")]
+        raise UserError(
+            f"{printable(facts.model_id)}: text {row} has NaN or Inf in its vectors; "
+            "try dtype: float32"
+        )
+    tokens, cut = int(batch.tokens[:n].sum()), int(batch.cut[:n].sum())
+    return TokensPart(batch.rows[:n], lengths, found.astype(stored), tokens, cut)
+
+
+def refuse_untrained_multivector(facts: Facts) -> None:
+    """Refuse a folder whose projection `MultiVectorEncoder` would make at random."""
+    modules = listed_modules(facts.staged)
+    own = any(name.endswith(OWN) for name in architectures(facts.staged))
+    projected = "Dense" in modules or "MultiVectorMask" in modules
+    if not (projected if modules else own):
+        raise UserError(
+            f"{printable(facts.model_id)}: is no late-interaction model: its files have no "
+            "projection of token vectors; use kind: dense"
+        )
