@@ -421,14 +421,28 @@ def made(tmp_path_factory):
     English().beir(folder / "english")
     models = [{"id": f"bm25/{name}", "bm25": keys} for name, (keys, _) in BM25.items()]
     models += [{"id": f"fuse/{n}", "fuse": {"runs": FUSED} | k} for n, (k, _) in FUSE.items()]
+    config = {"experiment": "made", "models": models, "datasets": [english(folder)]}
+    drive(folder / "w", config).ok()
+    return folder, Results(folder / "w", "made")
+
+
+def english(folder):
+    return {"name": "english", "source": {"beir": str(folder / "english")}}
+
+
+@pytest.fixture(scope="module")
+def reranked(made):
+    """The rerankers of BM25's hits; a store for both, so that the first run is there."""
+    folder, _ = made
+    models = [{"id": "bm25/characters", "bm25": BM25["characters"][0]}]
     for name, (model, keys, _) in RERANK.items():
         reranker = {"id": f"rerank/{name}", "source": {"path": str(folder / model)}}
         base = {"run": "bm25/characters", "dtype": "float32", "engine": "cross-encoder"}
         models.append(reranker | {"rerank": base | keys})
-    dataset = {"name": "english", "source": {"beir": str(folder / "english")}}
-    config = {"experiment": "made", "models": models, "datasets": [dataset]}
-    drive(folder / "w", config).ok()
-    return folder, Results(folder / "w", "made")
+    config = {"experiment": "reranked", "models": models, "datasets": [english(folder)]}
+    done = drive(folder / "w", config).ok()
+    assert "bm25_run" not in done.scripts
+    return folder, Results(folder / "w", "reranked")
 
 
 def tokens(text, tokenizer="pairs", stopwords="en", stemmer="english"):
@@ -485,8 +499,8 @@ def bm25(corpus, queries, method="lucene", k1=1.5, b=0.75, delta=0.5, **cut):
 
 
 def first_run(keys):
-    english = English()
-    return bm25(english.joined(), english.queries, **keys)
+    texts = English()
+    return bm25(texts.joined(), texts.queries, **keys)
 
 
 @pytest.mark.parametrize("name", BM25)
@@ -522,13 +536,13 @@ def test_fuse(made, name):
 
 
 @pytest.mark.parametrize("name", RERANK)
-def test_rerank(made, name):
-    folder, results = made
+def test_rerank(reranked, name):
+    folder, results = reranked
     model, keys, _ = RERANK[name]
-    english = English()
+    texts_of = English()
     first = results.run("bm25__characters", "english")
     ours = results.run(f"rerank__{name}", "english")
-    depth, texts = keys.get("depth", 100), english.joined()
+    depth, texts = keys.get("depth", 100), texts_of.joined()
     score = oracle.decoder_score if model == "decoder" else oracle.cross_score
     tolerance = {"half": 2e-2, "brain": 0.15}.get(name, 1e-4)
     limit = {k: v for k, v in keys.items() if k == "max_length"}
@@ -537,7 +551,7 @@ def test_rerank(made, name):
         best = list(docs)[:depth]
         assert set(ours[query]) >= set(best)
         for doc in best:
-            truth = score(folder / model, english.queries[query], texts[doc], **limit)
+            truth = score(folder / model, texts_of.queries[query], texts[doc], **limit)
             assert ours[query][doc] == pytest.approx(truth, abs=tolerance)
 
 
@@ -549,8 +563,8 @@ def test_a_reranker_that_its_engine_cannot_load_is_refused(made, tmp_path, engin
     reranker = {"id": "me/x", "source": {"path": str(folder / "cross")}}
     reranker["rerank"] = {"run": "bm25", "engine": engine}
     models = [{"id": "bm25", "bm25": {}}, reranker]
-    dataset = {"name": "english", "source": {"beir": str(folder / "english")}}
-    drive(tmp_path, {"experiment": "x", "models": models, "datasets": [dataset]}).refused("me/x")
+    config = {"experiment": "x", "models": models, "datasets": [english(folder)]}
+    drive(tmp_path, config).refused("me/x")
 
 
 # Datasets
