@@ -50,6 +50,10 @@ def main() -> None:
 
         for artifact in others:
             task.attempt(AFTER[artifact.step], artifact, task.options.device)
+    if runs := task.missing("refine", ready=True):
+        from embedrepro.plan.refining import refine_runs
+
+        refine_runs(task, runs)
     task.finish()
 
 

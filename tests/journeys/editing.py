@@ -125,15 +125,18 @@ class World:
         return found[0]
 
 
-def new_world(root: Path) -> World:
-    """A small experiment of every kind of row, run to its report."""
+def new_world(root: Path, light: bool = False) -> World:
+    """A small experiment run to its report; `light`: no row of it loads a model."""
     root.mkdir(parents=True, exist_ok=True)
-    bert(root / "model")
+    first: dict[str, Any] = {"id": ID, "bm25": {"b": 0.2}}
+    if not light:
+        bert(root / "model")
+        first = {"id": ID, "source": "model", "query_prompt": "w1 {task} ", "passage_prompt": ""}
     Texts(1, grades=3).beir(root / "mine", "test", "dev")
     config = {
         "experiment": "x",
         "models": [
-            {"id": ID, "source": "model", "query_prompt": "w1 {task} ", "passage_prompt": ""},
+            first,
             {"id": "bm25", "bm25": {}},
             {"id": "fused", "fuse": {"runs": [ID, "bm25"]}},
         ],
@@ -432,9 +435,35 @@ OUTSIDE |= {
 }  # fmt: skip
 
 
-def journey(base: World, root: Path, name: str, edit: Edit, kind: str) -> None:
+# What these change has nothing to do with a model, so that none need be loaded.
+LIGHT = {
+    *(name for name in CONFIG if name.startswith(("bm25.", "fuse.", "protocol", "splits"))),
+    *("dataset's name", "title", "ignore_identical_ids", "relevance_threshold", "top_k"),
+    *("metrics", "tflops", "reference", "published", "another row", "a row less"),
+    *("a passage more", "passages in another order", "a judgement", "a compressed corpus"),
+    *("a judged passage that isn't there", "the registry's published number", "recipe score"),
+    *("a run removed", "scores removed", "a corpus removed", "queries removed", "a run cut"),
+    *("scores cut", "a corpus cut", "a second experiment of a second user"),
+}
+
+
+class Bases:
+    """The worlds that edits start from, each made when it is first asked for."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.made: dict[bool, World] = {}
+
+    def __call__(self, name: str = "") -> World:
+        light = name in LIGHT
+        if light not in self.made:
+            self.made[light] = new_world(self.root / str(light), light)
+        return self.made[light]
+
+
+def journey(bases: Bases, root: Path, name: str, edit: Edit, kind: str) -> None:
     """One edit of a finished experiment, run again."""
-    world = base.copy(root)
+    world = bases(name).copy(root)
     before = world.results()
     edit(world)
     done = world.run()

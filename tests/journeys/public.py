@@ -52,6 +52,8 @@ def encoder(folder: Path, family: str, pooling: str, length: int, seed: int) -> 
         (folder / "sentencepiece.bpe.model").write_bytes(sentencepieces())
     random_model(folder, config, seed)
     words.save_pretrained(folder)
+    if family != "xlm-roberta":
+        (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
     write_json(folder / "special_tokens_map.json", {"pad_token": words.pad_token})
     sentence_transformers(folder, 16, pooling=pooling, length=length)
     (folder / "config_sentence_transformers.json").write_text('{"__version__": {}}')

@@ -87,7 +87,7 @@ def random_model(folder: Path, config: object, seed: int, shards: int = 1, dtype
     if dtype:
         model = model.to(getattr(torch, dtype))
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    limit = {"max_shard_size": f"{size // shards + 1}"} if shards > 1 else {}
+    limit = {"max_shard_size": size // shards + 1} if shards > 1 else {}
     model.save_pretrained(folder, **limit)
 
 

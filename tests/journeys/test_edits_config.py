@@ -7,13 +7,13 @@ pytestmark = pytest.mark.journey
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return editing.new_world(tmp_path_factory.mktemp("base") / "world")
+def bases(tmp_path_factory):
+    return editing.Bases(tmp_path_factory.mktemp("bases"))
 
 
 @pytest.mark.parametrize("name", editing.CONFIG)
-def test_an_edited_config(base, tmp_path, name):
-    editing.journey(base, tmp_path / "world", name, *editing.CONFIG[name])
+def test_an_edited_config(bases, tmp_path, name):
+    editing.journey(bases, tmp_path / "world", name, *editing.CONFIG[name])
 
 
 def test_enough_edits():

@@ -12,18 +12,18 @@ STEPS = 5
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return editing.new_world(tmp_path_factory.mktemp("base") / "world")
+def bases(tmp_path_factory):
+    return editing.Bases(tmp_path_factory.mktemp("bases"))
 
 
 @pytest.mark.parametrize("name", editing.OUTSIDE)
-def test_an_edit_outside_the_config(base, tmp_path, name):
-    editing.journey(base, tmp_path / "world", name, *editing.OUTSIDE[name])
+def test_an_edit_outside_the_config(bases, tmp_path, name):
+    editing.journey(bases, tmp_path / "world", name, *editing.OUTSIDE[name])
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_sequence_of_edits(base, tmp_path, seed):
-    world = base.copy(tmp_path / "world")
+def test_a_sequence_of_edits(bases, tmp_path, seed):
+    world = bases().copy(tmp_path / "world")
     choice = random.Random(seed)
     every = editing.CONFIG | editing.OUTSIDE
     names = [name for name in every if not any(word in name for word in ONCE)]

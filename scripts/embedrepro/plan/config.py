@@ -66,6 +66,7 @@ class Model:
     cut: int | None = None
     way: Way | None = None
     weights: tuple[float, ...] = WEIGHTS
+    weight_bytes: int | None = None  # of a local folder
 
     @property
     def name(self) -> str:
@@ -267,6 +268,7 @@ def read_model(
         cut=cut,
         way=way,
         weights=tuple(entry.get("weights", WEIGHTS)),
+        weight_bytes=weight_bytes(source),
     )
 
 
@@ -279,6 +281,14 @@ def row_kind(entry: Mapping[str, Any], known: Mapping[str, Any]) -> Kind:
     if named == "rerank" and kind == "multivector":
         return "late"
     return named or kind
+
+
+def weight_bytes(source: Mapping[str, Any]) -> int | None:
+    """Size of a local folder's weights: what tells how large a model is that nobody knows."""
+    if "path" not in source:
+        return None
+    files = Path(source["path"]).glob("*.safetensors")
+    return sum(file.stat().st_size for file in files) or None
 
 
 def identity(source: Mapping[str, Any], path_digest: Callable[[str], str]) -> Mapping[str, Any]:

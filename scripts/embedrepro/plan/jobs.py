@@ -189,7 +189,7 @@ def encode_jobs(catalogue: Catalogue, model: Model, rows: Sequence[Row]) -> list
             *catalogue.searched(row.model, row.dataset),
         )
     )
-    if len(batches) == 1 and all(run.step in ("search", *AFTER) for run in runs):
+    if len(batches) == 1 and all(run.step in ("search", "refine", *AFTER) for run in runs):
         everything = [preflight, *queries, *pieces, *cuts, *runs]
         return [make_job(model.name, "encode", everything, model.id)]
     jobs = [make_job(model.name, "preflight", [preflight])]
