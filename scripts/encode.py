@@ -41,6 +41,10 @@ def main() -> None:
         from embedrepro.search.job import search_rows
 
         task.attempt(search_rows, [search_row(a) for a in runs], task.options.device)
+    if runs := task.missing("refine", ready=True):
+        from embedrepro.plan.refining import refine_runs
+
+        refine_runs(task, runs)
     task.finish()
 
 

@@ -25,7 +25,7 @@ def main() -> None:
             corpus=spec["corpus"],
             queries=spec["queries"],
             title=spec["title"],
-            model=spec["staged"],
+            staged=spec["staged"],
             spec=dict(spec["options"]),
             shard=(artifact.piece, spec["of"]),
             output=artifact.path,

@@ -19,7 +19,8 @@ def main() -> None:
         spec, folder = artifact.spec, Path(artifact.spec["folder"])
         record = stage(dict(spec), Path(spec["snapshot"]), folder)
         register(record, folder, Path(task.plan.store) / "models")
-        print(f"stage: {record['id']} as {folder.name}, engine {record['engine']}")
+        how = record.get("engine") or record["kind"]
+        print(f"stage: {record['id']} as {folder.name}, {how}")
 
     task.each(task.missing(), make)
     task.finish()

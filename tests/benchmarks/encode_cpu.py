@@ -3,8 +3,9 @@
 
     python tests/benchmarks/encode_cpu.py STAGED_FOLDER BEIR_FOLDER [--rounds 5]
 
-Engines take turns in one process, from texts to vectors in memory, at most 256 tokens a text, in
-float32 unless said. Medians of the passages a second; ratios and the largest difference last.
+Engines take turns in one process, from texts to vectors in memory, at most 256 tokens a text (stage
+the model with max_length: 256), in float32 unless said. Medians of the passages a second; ratios
+and the largest difference last.
 """
 
 import argparse
@@ -29,10 +30,10 @@ Encode = Callable[[list[str]], np.ndarray]
 
 
 def packed(staged: Path, dtype: str) -> Encode:
-    engine = load_engine(staged, {"dtype": dtype, "max_length": {"passage": LENGTH}}, "cpu")
+    engine = load_engine(staged, {"dtype": dtype}, "cpu")
 
     def encode(texts: list[str]) -> np.ndarray:
-        found = np.empty((len(texts), engine.facts.dimension), np.float32)
+        found = np.empty((len(texts), engine.dimension), np.float32)
         for part in engine.encode(texts, "passage"):
             found[part.rows] = part.vectors
         return found
@@ -72,6 +73,8 @@ def main() -> None:
     lines = (args.folder / "corpus.jsonl").read_text("utf-8").splitlines()[: args.passages]
     texts = [json.loads(line)["text"] for line in lines]
     facts = json.loads((args.staged / "stage.json").read_text("utf-8"))
+    if facts["max_length"]["passage"] != LENGTH:
+        parser.error(f"{args.staged}: staged with another length; state max_length: {LENGTH}")
     flag = flag_embedding(args.staged, facts["pooling"])
     peer = sentence_transformers(args.staged)
     engines = {"packed": packed(args.staged, "float32")}

@@ -19,6 +19,9 @@ import time
 from pathlib import Path
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
+sys.path[:0] = [str(SCRIPTS), str(Path(__file__).parents[1])]
+from helpers import planned, step  # noqa: E402
+
 LIMIT_MB = 1000
 QUERIES = 6980
 SHARDS = 64
@@ -72,12 +75,16 @@ def main() -> None:
         make(folder, args.passages)
         size = (folder / "corpus.jsonl").stat().st_size / 1e9
         print(f"{args.passages:,} passages, {size:.2f} GB")
-        spec = {"name": "made", "source": {"beir": temporary}, "splits": {"dev": "dev"}}
-        (folder / "spec.json").write_text(json.dumps(spec))
-        out = folder / "made-1"
+        config = {
+            "experiment": "made",
+            "store": str(folder / "store"),
+            "models": [{"id": "BM25", "bm25": {}}],
+            "datasets": [{"name": "made", "source": {"beir": temporary}, "splits": ["dev"]}],
+        }
+        plan, names = planned(folder, config)
         print("prepare")
-        script = [sys.executable, str(SCRIPTS / "prepare_dataset.py")]
-        measured([*script, "--spec", str(folder / "spec.json"), "--output", str(out)])
+        measured(step("prepare_dataset", plan, names["prepare"]))
+        (out,) = (folder / "store" / "datasets").iterdir()
         print(f"cut into {SHARDS} shards")
         cut = [sys.executable, "-c", CUT, str(SCRIPTS), str(out / "corpus.parquet"), str(SHARDS)]
         peak = measured(cut)

@@ -1,19 +1,16 @@
 import pytest
 import slurm_sim
-from helpers import REPOSITORY, snakemake
+from helpers import one_model, snakemake
 
 
 @pytest.fixture(scope="session")
 def config():
-    """The cheaper half of config.yaml's experiment: four shards of one model."""
-    model = {
-        "id": "embed-repro/IDF-Attention-0.1B",
-        "source": {"demo": 7},
-        "trust_remote_code": True,
-    }
-    source = {"beir": str(REPOSITORY / "data" / "demo")}
-    dataset = {"name": "demo", "source": source, "shards": 4}
-    return {"experiment": "demo", "models": [model], "datasets": [dataset]}
+    """Four small models, so that four jobs want a GPU at once."""
+    models = [
+        {"id": f"embed-repro/IDF-{seed}.1B", "source": {"demo": seed}, "trust_remote_code": True}
+        for seed in (7, 8, 9, 10)
+    ]
+    return one_model(models)
 
 
 @pytest.fixture(scope="session")

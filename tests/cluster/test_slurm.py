@@ -13,7 +13,7 @@ from helpers import REPOSITORY, snakemake
 
 pytestmark = pytest.mark.cluster
 
-GPU_RULES = {"encode_corpus": 4, "encode_queries": 1, "search_shard": 4}
+GPU_RULES = {"encode": 4}
 SEEN_BY_JOB = re.compile(r"gpu_slot: CUDA_VISIBLE_DEVICES=(\S+) \(SLURM_JOB_ID=(\d+)\)")
 
 
@@ -45,13 +45,13 @@ class Recorder(threading.Thread):
 
 def through_slurm(workdir, config, *arguments):
     """Run on the cluster; states are looked at sooner than the profile has it."""
-    profile = ["--quiet", "host", "--profile", str(REPOSITORY / "profiles" / "slurm")]
+    profile = ["--profile", str(REPOSITORY / "profiles" / "slurm")]
     sooner = ["--slurm-init-seconds-before-status-checks", "5", "--latency-wait", "10"]
     return snakemake(workdir, *profile, *sooner, *arguments, config=config)
 
 
 def rule(job):
-    return re.match(r"rule_(.+?)(_wildcards_.*)?$", job["Comment"])[1]
+    return re.match(r"rule_([a-z0-9]+)__", job["Comment"])[1]
 
 
 def device(job):
@@ -92,7 +92,7 @@ def assert_devices_are_owned(jobs):
 def assert_same_bytes(workdir, local):
     results = local / "results" / "demo"
     wanted = [results / "metrics.tsv", *sorted((results / "runs").rglob("*.trec"))]
-    assert len(wanted) == 2
+    assert len(wanted) == 5
     for path in wanted:
         assert (workdir / path.relative_to(local)).read_bytes() == path.read_bytes(), path.name
 
@@ -120,7 +120,7 @@ def test_every_gpu_job_has_a_device_of_its_own(slurm, local, config, tmp_path, c
 
 def prepared_copy(local, workdir):
     """What comes before encoding, taken from a run that has ended."""
-    for part in ("specs", "models", "datasets"):
+    for part in ("models", "datasets"):
         shutil.copytree(local / "store" / part, workdir / "store" / part, symlinks=True)
 
 
@@ -159,10 +159,10 @@ def test_a_failed_jobs_error_and_its_log_are_named(slurm, local, config, tmp_pat
     prepared_copy(local, tmp_path)
     (corpus,) = (tmp_path / "store" / "datasets").glob("*/corpus.parquet")
     corpus.write_bytes(corpus.read_bytes()[:1000])
-    done = through_slurm(tmp_path, config, "--retries", "0", "--until", "encode_corpus")
+    done = through_slurm(tmp_path, config, "--retries", "0")
     assert done.returncode == 1
     screen = done.stdout + done.stderr
-    (log, *_) = re.findall(r"logs/encode_corpus/\S+?\.log", screen)
+    (log, *_) = re.findall(r"logs/encode/\S+?\.log", screen)
     (line, *_) = [x for x in (tmp_path / log).read_text().splitlines() if x.startswith("error:")]
     assert line in screen
     assert "corpus.parquet" in line

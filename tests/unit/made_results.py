@@ -246,10 +246,14 @@ def result(made: Made, entry: dict, data: dict, number: int, rng, spec: dict) ->
 
 def embeddings(made: Made, entry: dict, data: dict, rng, spec: dict) -> None:
     folder = made.folder / "store/vectors" / data["slug"] / f"{entry['model']}-0a1b0a1b0a1b"
-    for part, shard, name, docs in (
-        ("corpus", "0-of-2", "corpus-0-of-2", made.documents // 2),
-        ("corpus", "1-of-2", "corpus-1-of-2", made.documents - made.documents // 2),
-        (f"{data['split']}-queries", "0-of-1", f"{data['split']}-queries", made.queries),
+    queries = f"{data['split']}-queries"
+    for part, of, name in (("corpus", 2, "corpus-{piece}-of-2"), (queries, 1, queries)):
+        place = {"model": entry["model"], "dataset": data["slug"], "part": part, "of": of}
+        spec["vectors"].append(place | {"sidecar": str(folder / f"{name}.json")})
+    for name, docs in (
+        ("corpus-0-of-2", made.documents // 2),
+        ("corpus-1-of-2", made.documents - made.documents // 2),
+        (queries, made.queries),
     ):
         sidecar = {
             "shape": [docs, 1536],
@@ -268,8 +272,7 @@ def embeddings(made: Made, entry: dict, data: dict, rng, spec: dict) -> None:
             "versions": {"torch": "2.13.0"},
             "settings": {"dtype": "bfloat16"},
         }
-        place = {"model": entry["model"], "dataset": data["slug"], "part": part, "shard": shard}
-        spec["vectors"].append(place | {"sidecar": write(folder / f"{name}.json", sidecar)})
+        write(folder / f"{name}.json", sidecar)
 
 
 def verdicts(spec: dict) -> str:

@@ -1,8 +1,6 @@
 """BM25 against the published run of MTEB's baseline and against bm25s itself."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import bm25s
@@ -11,11 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import pytrec_eval
 import Stemmer
-from embedrepro.datasets.prepare import prepare
 from embedrepro.errors import UserError
 from embedrepro.search.bm25 import DEFAULTS, Tokenizer, search_bm25
-from embedrepro.search.runs import read_run
-from helpers import XQUAD, prepared_dataset
+from embedrepro.search.runs import read_run, write_run
+from helpers import XQUAD, prepared, prepared_dataset
 
 PASSAGES = {
     "d1": ("Cats", "cats purr when they are happy"),
@@ -28,16 +25,13 @@ PASSAGES = {
 QUERIES = {"q1": "happy cats", "q2": "高兴的猫", "q3": "zzz", "q4": "the", "q5": "猫"}
 
 
-def run_bm25(folder: Path, dataset: Path, spec: dict, k: int, monkeypatch) -> dict:
-    (folder / "spec.json").write_text(json.dumps(spec))
-    words = ["bm25_run", "--dataset", dataset, "--split", "test", "--spec", folder / "spec.json"]
-    words += ["--top-k", k, "--tag", "bm25", "--output", folder / "run.trec"]
-    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-    importlib.import_module("bm25_run").main()
+def run_bm25(folder: Path, dataset: Path, spec: dict, k: int) -> dict:
+    texts = dataset / "corpus.parquet", dataset / "test" / "queries.parquet", "join"
+    write_run(folder / "run.trec", search_bm25(*texts, spec, k), "bm25")
     return read_run(folder / "run.trec")
 
 
-def test_published_row_of_mteb(tmp_path, monkeypatch):
+def test_published_row_of_mteb(tmp_path):
     """mteb__baseline-bm25s, XQuADRetrieval en: nDCG@10 0.96494, MAP@10 0.95577, R@100 0.99747.
 
     Recall is one question in 1,185 lower here: MTEB fills its list with passages that share no
@@ -45,9 +39,8 @@ def test_published_row_of_mteb(tmp_path, monkeypatch):
     """
     if not XQUAD.is_dir():
         pytest.skip(f"{XQUAD} is not there")
-    spec = {"name": "xquad", "source": {"beir": str(XQUAD)}, "splits": {"test": "test"}}
-    prepare(spec, tmp_path / "xquad")
-    run = run_bm25(tmp_path, tmp_path / "xquad", {}, 1000, monkeypatch)
+    prepared({"beir": str(XQUAD)}, tmp_path / "xquad")
+    run = run_bm25(tmp_path, tmp_path / "xquad", {}, 1000)
     qrels: dict[str, dict[str, int]] = {}
     for row in pq.read_table(tmp_path / "xquad" / "test" / "qrels.parquet").to_pylist():
         qrels.setdefault(row["query_id"], {})[row["doc_id"]] = row["relevance"]
@@ -57,13 +50,12 @@ def test_published_row_of_mteb(tmp_path, monkeypatch):
     assert mean == {"ndcg_cut_10": 0.96494, "map_cut_10": 0.95577, "recall_100": 0.99662}
 
 
-def test_scores_are_those_of_bm25s_and_ties_go_by_id(tmp_path, monkeypatch):
+def test_scores_are_those_of_bm25s_and_ties_go_by_id(tmp_path):
     run = run_bm25(
         tmp_path,
         prepared_dataset(tmp_path, PASSAGES, QUERIES),
         {"tokenizer": "words"},
         10,
-        monkeypatch,
     )
     texts = [f"{title} {text}".strip() for title, text in PASSAGES.values()]
     stem = Stemmer.Stemmer("english")
@@ -76,11 +68,11 @@ def test_scores_are_those_of_bm25s_and_ties_go_by_id(tmp_path, monkeypatch):
     assert list(run) == ["q1"]  # Chinese is one long word here; the rest has no known word
 
 
-def test_text_without_spaces_is_found_by_pairs(tmp_path, monkeypatch):
+def test_text_without_spaces_is_found_by_pairs(tmp_path):
     dataset = prepared_dataset(tmp_path, PASSAGES, QUERIES)
-    run = run_bm25(tmp_path, dataset, {}, 10, monkeypatch)
+    run = run_bm25(tmp_path, dataset, {}, 10)
     assert list(run["q2"]) == ["d3", "d4"] and list(run["q1"]) == ["d1", "d6", "d5", "d2"]
-    run = run_bm25(tmp_path, dataset, {"tokenizer": "characters"}, 10, monkeypatch)
+    run = run_bm25(tmp_path, dataset, {"tokenizer": "characters"}, 10)
     assert list(run["q5"]) == ["d3"]
 
 
@@ -105,17 +97,17 @@ def test_english_is_tokenised_as_bm25s_does():
     assert len(texts) > 100 and Tokenizer(DEFAULTS)(texts) == theirs
 
 
-def test_ties_at_the_cut(tmp_path, monkeypatch):
+def test_ties_at_the_cut(tmp_path):
     passages = {f"d{i}": ("", "same words") for i in np.random.default_rng(0).permutation(50)}
     dataset = prepared_dataset(tmp_path, passages | {"d1": ("", "same words")}, {"q": "words"})
-    run = run_bm25(tmp_path, dataset, {}, 5, monkeypatch)
+    run = run_bm25(tmp_path, dataset, {}, 5)
     assert list(run["q"]) == ["d9", "d8", "d7", "d6", "d5"]
 
 
-def test_the_query_s_own_document_does_not_count_among_the_best(tmp_path, monkeypatch):
+def test_the_query_s_own_document_does_not_count_among_the_best(tmp_path):
     passages = {f"d{i}": ("", "same words") for i in range(9)}
     dataset = prepared_dataset(tmp_path, passages, {"q": "words", "d8": "words", "d1": "words"})
-    run = run_bm25(tmp_path, dataset, {}, 2, monkeypatch)
+    run = run_bm25(tmp_path, dataset, {}, 2)
     assert [list(run[query]) for query in ("q", "d8")] == [["d8", "d7"], ["d8", "d7", "d6"]]
     assert list(run["d1"]) == ["d8", "d7"]  # its own is not among them
 
@@ -131,6 +123,6 @@ def test_the_query_s_own_document_does_not_count_among_the_best(tmp_path, monkey
 )
 def test_a_wrong_spec_is_refused(tmp_path, spec, message):
     with pytest.raises(UserError, match=message):
-        list(search_bm25(tmp_path, "test", spec, 5))
-    with pytest.raises(UserError, match="prepare the dataset with split 'test'"):
-        list(search_bm25(tmp_path, "test", {}, 5))
+        list(
+            search_bm25(tmp_path / "corpus.parquet", tmp_path / "queries.parquet", "join", spec, 5)
+        )

@@ -1,9 +1,5 @@
 """Fusion against what ranx 0.3.21 gives for the same runs (its values, computed once)."""
 
-import importlib
-import json
-import sys
-
 import pytest
 from embedrepro.errors import UserError
 from embedrepro.search.fusion import fuse
@@ -61,37 +57,33 @@ def runs(tmp_path):
     return paths
 
 
-def fuse_by_command(tmp_path, monkeypatch, runs, spec, k):
-    (tmp_path / "spec.json").write_text(json.dumps(spec))
-    words = ["fuse_runs", "--runs", *runs, "--spec", tmp_path / "spec.json"]
-    words += ["--top-k", k, "--tag", "both", "--output", tmp_path / "run.trec"]
-    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-    importlib.import_module("fuse_runs").main()
+def fused_run(tmp_path, runs, spec, k):
+    write_run(tmp_path / "run.trec", fuse([str(run) for run in runs], spec, k), "both")
     return read_run(tmp_path / "run.trec")
 
 
 @pytest.mark.parametrize(("spec", "expected"), RANX)
-def test_values_are_those_of_ranx(tmp_path, monkeypatch, runs, spec, expected):
-    fused = fuse_by_command(tmp_path, monkeypatch, runs, spec, 10)
+def test_values_are_those_of_ranx(tmp_path, runs, spec, expected):
+    fused = fused_run(tmp_path, runs, spec, 10)
     assert list(fused) == ["q1", "q2", "q3"]
     for query, scores in expected.items():
         assert list(fused[query]) == list(scores)
         assert fused[query] == pytest.approx(scores, rel=1e-6)
 
 
-def test_cut_and_constant_scores(tmp_path, monkeypatch, runs):
-    fused = fuse_by_command(tmp_path, monkeypatch, runs, {"method": "rrf", "k": 1}, 1)
+def test_cut_and_constant_scores(tmp_path, runs):
+    fused = fused_run(tmp_path, runs, {"method": "rrf", "k": 1}, 1)
     assert fused == {
         "q1": {"d2": pytest.approx(1 / 3 + 1 / 2)},
         "q2": {"d4": pytest.approx(1 / 3 + 1 / 2)},
         "q3": {"d5": 0.5},
     }
-    assert fuse_by_command(tmp_path, monkeypatch, runs, {"method": "sum"}, 9)["q3"] == {"d5": 0.0}
+    assert fused_run(tmp_path, runs, {"method": "sum"}, 9)["q3"] == {"d5": 0.0}
 
 
-def test_the_query_s_own_document_does_not_count_among_the_best(tmp_path, monkeypatch):
+def test_the_query_s_own_document_does_not_count_among_the_best(tmp_path):
     write_run(tmp_path / "a.trec", [ranked("d1", {"d1": 3.0, "d2": 2.0, "d3": 1.0})], "a")
-    fused = fuse_by_command(tmp_path, monkeypatch, [tmp_path / "a.trec"], {}, 1)
+    fused = fused_run(tmp_path, [tmp_path / "a.trec"], {}, 1)
     assert list(fused["d1"]) == ["d1", "d2"]
 
 

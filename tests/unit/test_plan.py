@@ -2,6 +2,7 @@
 told. Nothing here starts Snakemake or reads a store."""
 
 import copy
+from pathlib import Path
 
 import pytest
 from embedrepro.datasets.registry import Estimate, Registry
@@ -364,3 +365,35 @@ def test_no_config_gets_a_traceback(changes):
         experiment(**copy.deepcopy(changes))
     except UserError as error:
         assert "\n" not in str(error)
+
+
+def make_all(built, but=()):
+    """Files of all artifacts, empty, without some."""
+    for artifact in built.artifacts.values():
+        for path in artifact.outputs:
+            if path not in but:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                Path(path).touch()
+
+
+def test_a_missing_sidecar_is_what_snakemake_is_told_to_make(tmp_path):
+    """Told of the vectors, which are there, it would start nothing."""
+    built = plan(store=str(tmp_path))
+    (vectors,) = (a for a in built.artifacts.values() if a.path.endswith("corpus-0-of-1.npy"))
+    make_all(built, but=vectors.beside)
+    (job,) = (job for job in built.jobs if vectors.path in job.artifacts)
+    assert built.wanted(job) == list(vectors.beside)
+
+
+@pytest.mark.parametrize("part", ["run", "scores", "per_query"])
+def test_what_the_view_shows_is_made_before_it_is_shown(tmp_path, part):
+    built = plan(store=str(tmp_path))
+    path = built.artifacts[built.report].spec["rows"][0][part]
+    make_all(built, but=[path])
+    assert built.shown(built.report) == [path]
+
+
+def test_nothing_is_made_where_all_that_is_shown_is_there(tmp_path):
+    built = plan(store=str(tmp_path))
+    make_all(built, but=[a.path for a in built.artifacts.values() if a.step == "encode"])
+    assert built.shown(built.report) == []

@@ -174,7 +174,8 @@ def test_provenance_names_digest_and_command_of_every_run(small):
     assert facts["models"][0]["stage"]["files"]["model.safetensors"]["sha256"] == "ab" * 32
     for cell in facts["cells"]:
         assert cell["sha256"] == hashlib.sha256(Path(cell["run"]).read_bytes()).hexdigest()
-        assert cell["command"].endswith(f"--cores 2 -- {cell['run']}")
+        model = Path(cell["run"]).stem.rpartition("-")[0]
+        assert cell["command"].endswith(f"--cores 2 -- score__{model}")
 
 
 def test_the_page_needs_nothing_beside_itself(small):

@@ -2,13 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm, trange
 
 from ..models.facts_table import Role
 from . import attention
@@ -44,8 +42,8 @@ class FlagEngine:
         from FlagEmbedding.inference.embedder.encoder_only import base as encoder
 
         for module in (decoder, encoder):  # one progress bar is enough
-            module.tqdm = partial(tqdm, disable=True)
-            module.trange = partial(trange, disable=True)
+            module.tqdm = lambda items, *_, **__: items
+            module.trange = lambda *ends, **_: range(*ends)
 
         self.facts = facts
         self.device = torch.device(device)

@@ -116,13 +116,14 @@ def poisoned() -> Iterator[None]:
 
     before = torch.are_deterministic_algorithms_enabled()
     filling = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
+    # The switch itself: torch.use_deterministic_algorithms imports a compiler, for two seconds.
+    torch._C._set_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     try:
         yield
     finally:
         torch.utils.deterministic.fill_uninitialized_memory = filling
-        torch.use_deterministic_algorithms(before)
+        torch._C._set_deterministic_algorithms(before)
 
 
 def truncate(config: Any, record: dict[str, Any]) -> tuple[int | None, Finding]:

@@ -134,11 +134,11 @@ class Catalogue:
             "source": model.source,
             "allow_pickle": model.allow_pickle,
             "trust_remote_code": model.trust_remote_code,
-            "facts": model.facts,
+            "facts": stated_facts(model),
             "registry": model.known,
         }
         stated = known_facts(model.known)
-        how = [model.kind == "rerank", model.trust_remote_code, model.facts, stated]
+        how = [model.kind == "rerank", model.trust_remote_code, stated_facts(model), stated]
         key = key_of("stage", model.id, model.weights_key, how)
         folder = self.path("models", "staged", f"{model.name}-{key}")
         places = {"snapshot": snapshot.spec["folder"], "folder": folder}
@@ -415,6 +415,12 @@ class Catalogue:
                     yield Row(model, dataset, split, run, self.scores(model, dataset, split))
 
 
+def stated_facts(model: Model) -> dict[str, Any]:
+    """What the user states of a model; of a reranker also by which recipe it scores."""
+    recipe = model.options.get("engine", "auto") if model.kind == "rerank" else "auto"
+    return {**model.facts, **({} if recipe == "auto" else {"recipe": recipe})}
+
+
 def row_name(model: str, dataset: str, split: str) -> str:
     return f"{model} {dataset} {split}"
 
@@ -527,7 +533,7 @@ def reranked_run(c: Catalogue, model: Model, dataset: ResolvedDataset, split: st
     parts = [options, key_in(base.path), key_in(stage.path), key_in(source.path)]
     key, of = key_of("rerank", parts), model.options.get("shards", 1)
     spec = {
-        "options": options | {"trust_remote_code": model.trust_remote_code},
+        "options": options,
         "base": base.path,
         "staged": stage.spec["folder"],
         "corpus": corpus.beside[0],

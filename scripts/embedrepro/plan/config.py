@@ -45,6 +45,7 @@ class Model:
     precision: Literal["exact", "fast"] = "exact"
     facts: Mapping[str, Any] = field(default_factory=dict)
     known: Mapping[str, Any] = field(default_factory=dict)
+    weight_bytes: int | None = None  # of a local folder
 
     @property
     def name(self) -> str:
@@ -211,7 +212,16 @@ def read_model(
         precision=entry.get("precision", "exact"),
         facts={k: v for k, v in entry.items() if k not in NO_FACTS | {kind, "trust_remote_code"}},
         known=known,
+        weight_bytes=weight_bytes(source),
     )
+
+
+def weight_bytes(source: Mapping[str, Any]) -> int | None:
+    """Size of a local folder's weights: what tells how large a model is that nobody knows."""
+    if "path" not in source:
+        return None
+    files = Path(source["path"]).glob("*.safetensors")
+    return sum(file.stat().st_size for file in files) or None
 
 
 def identity(source: Mapping[str, Any], path_digest: Callable[[str], str]) -> Mapping[str, Any]:

@@ -20,7 +20,9 @@ MOST_PIECES = 512
 
 
 def parameters(model: Model) -> int:
-    return int(model.known.get("parameters") or PARAMETERS)
+    """As the registry says, or what a local folder's weights can hold in float32."""
+    local = model.weight_bytes and model.weight_bytes // BYTES_A_PARAMETER
+    return int(model.known.get("parameters") or local or PARAMETERS)
 
 
 def encode_work(model: Model, chars: int) -> float:

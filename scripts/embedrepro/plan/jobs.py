@@ -158,7 +158,7 @@ def dense_jobs(catalogue: Catalogue, model: Model, rows: Sequence[Row]) -> list[
     pieces = [piece for d in datasets for piece in catalogue.passages(model, d)]
     batches = list(cut(pieces))
     runs = [row.run for row in rows]
-    if len(batches) == 1 and all(run.step == "search" for run in runs):
+    if len(batches) == 1 and all(run.step in ("search", "refine") for run in runs):
         everything = [preflight, *queries, *pieces, *runs]
         return [make_job(model.name, "encode", everything, model.id)]
     jobs = [make_job(model.name, "preflight", [preflight])]

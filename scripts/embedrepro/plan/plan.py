@@ -41,15 +41,16 @@ class Plan:
         return [self.artifacts[path] for path in self.job(name).artifacts]
 
     def wanted(self, job: Job, everything: bool = False) -> list[str]:
-        """The outputs of a job that Snakemake is told of: the last of its artifacts that isn't
-        there stands for all of them. `everything`: all files, where they have to be carried.
+        """The outputs of a job that Snakemake is told of: a missing file of the last of its
+        artifacts that isn't there stands for all. `everything`: all, where they are carried.
 
         A path holds its key, so what is there is right, whatever its age and whoever made it.
         """
         if everything:
             return [f for path in job.artifacts for f in self.artifacts[path].outputs]
-        left = [path for path in job.artifacts if not is_made(self.artifacts[path])]
-        return left[-1:]
+        left = (self.artifacts[path] for path in reversed(job.artifacts))
+        last = next((artifact for artifact in left if not is_made(artifact)), None)
+        return [next(f for f in last.outputs if not _exist((f,)))] if last else []
 
     def awaited(self, job: Job, everything: bool = False) -> list[str]:
         """The outputs of other jobs that a job has to wait for."""

@@ -134,8 +134,8 @@ def _late_ids(path: Path, start: int, stop: int) -> Ids:
 
 
 def made(path: Path) -> bool:
-    """Whether a file is there; raises `UserError` where it is damaged."""
-    return Path(path).exists() and bool(whole(path))
+    """Whether a file and its digest are there; raises `UserError` where it is damaged."""
+    return Path(path).exists() and Path(f"{path}.sha256").exists() and bool(whole(path))
 
 
 def _check_depth(k: int) -> None:

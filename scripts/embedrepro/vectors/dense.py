@@ -52,6 +52,8 @@ def load_array(path: Path | str, verify: bool = True) -> tuple[np.ndarray, dict[
     `verify=False` leaves `verify_array` to the caller, who can read meanwhile.
     """
     path = Path(path)
+    if not sidecar(path).exists():
+        raise damaged(path, "without its sidecar")
     meta = read_json(sidecar(path))
     try:
         array = np.load(path, mmap_mode="r")
