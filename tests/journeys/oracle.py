@@ -161,3 +161,25 @@ def decoder_score(folder: Path, query: str, passage: str, prompt: str) -> float:
     with torch.no_grad():
         logits = loaded(folder, "AutoModelForCausalLM")(input_ids=torch.tensor([row])).logits
     return logits[0, -1, ids("Yes")[0]].item()
+
+
+QWEN3 = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and "
+    'the Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n'
+    "<|im_start|>user\n<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {passage}"
+    "<|im_end|>\n"
+    "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+)
+
+
+def qwen3_score(folder: Path, query: str, passage: str, instruction: str) -> float:
+    """Qwen3-Reranker's card: the logit of "yes" less that of "no" after its chat template."""
+    import torch
+
+    words = tokenizer(folder)
+    text = QWEN3.format(instruction=instruction, query=query, passage=passage)
+    row = words(text, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        logits = loaded(folder, "AutoModelForCausalLM")(input_ids=torch.tensor([row])).logits
+    yes, no = words.convert_tokens_to_ids(["yes", "no"])
+    return (logits[0, -1, yes] - logits[0, -1, no]).item()

@@ -12,7 +12,8 @@ from typing import Any
 from stand_ins import Texts, random_model, sentence_transformers, write_json
 
 LETTERS = [*string.ascii_lowercase, *string.digits]
-PIECES = [*LETTERS, *(f"##{letter}" for letter in LETTERS), *".,?:'"]
+PIECES = [*LETTERS, *(f"##{letter}" for letter in LETTERS), *string.punctuation]
+OTHERS = [*string.ascii_uppercase, *string.punctuation]
 SIZES: dict[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -42,7 +43,7 @@ def encoder(folder: Path, family: str, pooling: str, length: int, seed: int) -> 
         words = transformers.MPNetTokenizer(vocab=vocabulary, model_max_length=length)
         config = transformers.MPNetConfig(vocab_size=len(vocabulary), **SIZES, **positions)
     else:
-        special = ["<s>", "<pad>", "</s>", "<unk>", "\u2581", *LETTERS, *".,?:'", "<mask>"]
+        special = ["<s>", "<pad>", "</s>", "<unk>", "\u2581", *LETTERS, *OTHERS, "<mask>"]
         vocabulary = [(word, -3.0 if number > 3 else 0.0) for number, word in enumerate(special)]
         words = transformers.XLMRobertaTokenizer(vocab=vocabulary, model_max_length=length)
         config = transformers.XLMRobertaConfig(

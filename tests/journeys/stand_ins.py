@@ -274,14 +274,14 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def decoder_reranker(folder: Path, seed: int = 0) -> Path:
-    """A decoder that answers Yes or No, as FlagEmbedding's reranker-gemma is laid out."""
+    """A decoder that answers yes or no, as FlagEmbedding's and Qwen's rerankers are laid out."""
     import torch
     import transformers
 
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     config = transformers.Qwen2Config(
-        vocab_size=VOCABULARY,
+        vocab_size=VOCABULARY + 2,
         hidden_size=16,
         intermediate_size=24,
         num_hidden_layers=1,
@@ -294,4 +294,7 @@ def decoder_reranker(folder: Path, seed: int = 0) -> Path:
     )
     transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
     tokenizer(folder, template=None, length=900)
+    words = transformers.AutoTokenizer.from_pretrained(folder)
+    words.add_tokens(["yes", "no"])
+    words.save_pretrained(folder)
     return folder

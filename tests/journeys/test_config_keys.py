@@ -405,6 +405,10 @@ RERANK = {
     "brain": ("cross", {"dtype": "bfloat16"}, "models[].rerank.dtype=bfloat16"),
     "parts": ("cross", {"shards": 2}, "models[].rerank.shards:integer"),
     "flag": ("cross", {"engine": "encoder-only-base"}, "models[].rerank.engine=encoder-only-base"),
+    "auto": ("cross", {"engine": "auto", "instruction": None},
+             "models[].rerank.engine=auto models[].rerank.instruction:null"),
+    "qwen3": ("decoder", {"engine": "qwen3-reranker", "instruction": "Find it"},
+              "models[].rerank.engine=qwen3-reranker models[].rerank.instruction:string"),
     "decoder": ("decoder", {"engine": "decoder-only-base", "options": {"prompt": "Same?"}},
                 "models[].rerank.engine=decoder-only-base models[].rerank.options:object"),
 }  # fmt: skip
@@ -544,9 +548,11 @@ def test_rerank(reranked, name):
     ours = results.run(f"rerank__{name}", "english")
     depth, texts = keys.get("depth", 100), texts_of.joined()
     score = oracle.decoder_score if model == "decoder" else oracle.cross_score
+    score = oracle.qwen3_score if name == "qwen3" else score
     tolerance = {"half": 2e-2, "brain": 0.15}.get(name, 1e-4)
     limit = {k: v for k, v in keys.items() if k == "max_length"}
     limit |= keys.get("options", {})
+    limit |= {"instruction": keys["instruction"]} if name == "qwen3" else {}
     for query, docs in first.items():
         best = list(docs)[:depth]
         assert set(ours[query]) >= set(best)

@@ -42,10 +42,17 @@ def pins():
         for model in yaml.safe_load(path.read_text("utf-8"))["models"]:
             if "revision" in model:
                 found[model["id"]] = model["revision"]
-    text = (REPOSITORY / "rules/registry/datasets.yaml").read_text("utf-8")
-    for name, commit in re.findall(r"hub: (mteb/[\w.-]+), revision: ([0-9a-f]{40})", text):
-        found[name] = commit
-    return found
+    known = yaml.safe_load((REPOSITORY / "rules/registry/datasets.yaml").read_text("utf-8"))
+    return found | dict(commits(known))
+
+
+def commits(value):
+    """Each repository with its commit, wherever they stand."""
+    if isinstance(value, dict):
+        if {"hub", "revision"} <= value.keys():
+            yield value["hub"], value["revision"]
+        for inner in value.values():
+            yield from commits(inner)
 
 
 def copied(path, world, cpu=False):

@@ -301,7 +301,7 @@ def test_mend_09_a_rerankers_code_comes_from_nowhere_else(tmp_path, tiny):
         asked = [path for _, path, _ in hub.requests]
     assert not asked
     if done.status:
-        done.refused("me/cross")
+        done.refused("cross", "modeling_x.py")
 
 
 def test_mend_10_one_unreachable_model_leaves_a_hole_in_the_report(tmp_path, tiny):
