@@ -12,7 +12,7 @@ SNAKEMAKE = $(BIN)/snakemake $(if $(EXPERIMENT),--configfile $(EXPERIMENT)) $(AR
 export PYTHONDONTWRITEBYTECODE =
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: run plan fetch reproduce reference test test-all test-compat test-cluster lint bench chaos audit verify clean-temp clean-old
+.PHONY: run plan fetch reproduce reference test test-all test-journeys test-compat test-cluster lint bench chaos audit verify clean-temp clean-old
 .DELETE_ON_ERROR:
 
 run: .venv/run.ok
@@ -47,10 +47,14 @@ reference: .venv/run.ok
 	@touch $@
 
 test: .venv/test.ok
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not journey"
 
 test-all: .venv/test.ok
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# Whole workflows from config files and the README's commands to result files; half an hour.
+test-journeys: .venv/test.ok
+	$(BIN)/pytest tests/journeys -n 2 --dist loadfile -m journey
 
 # The old library versions in which a dot in a name is fatal, in an environment of their own.
 test-compat: .venv/test.ok

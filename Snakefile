@@ -22,9 +22,13 @@ rule all:
     default_target: True
     input:
         PLAN.shown(PLAN.report),
+    log:
+        "logs/all.log",
     localrule: True
+    conda:
+        "envs/data.yaml"
     shell:
-        show()
+        show() + " 2>&1 | tee {log:q}"
 
 
 onerror:

@@ -75,3 +75,16 @@ def asked(job):
 
 def growing(amount):
     return lambda wildcards, attempt: amount * attempt
+
+
+def show(*options):
+    """The command that shows a report: the view of it in results/, verdicts on the screen."""
+    return f"{PYTHON} {SCRIPTS}/show_results.py --plan {PLAN_FILE} {' '.join(options)}"
+
+
+def rest():
+    """The command that makes what a mistake elsewhere held up."""
+    given = ["--plan", PLAN_FILE, "--snakefile", workflow.main_snakefile]
+    given += ["--directory", Path.cwd(), *(f"--configfile={f}" for f in GIVEN)]
+    words = shlex.join(map(str, [*given, "--", *sys.argv[1:]]))
+    return f"{PYTHON} {SCRIPTS}/finish_rest.py {words}"

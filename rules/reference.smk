@@ -70,6 +70,10 @@ for job in jobs("report_with_reference"):
 rule reference:
     input:
         PLAN.of_rules("reference", "parity", "report_with_reference"),
+    log:
+        "logs/reference.log",
     localrule: True
+    conda:
+        "../envs/data.yaml"
     shell:
-        show("--reference")
+        show("--reference") + " 2>&1 | tee {log:q}"

@@ -24,8 +24,8 @@ def main() -> None:
     parser.add_argument("--plan", required=True, help="the plan's file, in .embed-repro/")
     parser.add_argument("--snakefile", required=True)
     parser.add_argument("--directory", required=True)
-    parser.add_argument("--configfile", nargs="+", default=[])
-    parser.add_argument("words", nargs="*", help="how the workflow was started, without targets")
+    parser.add_argument("--configfile", action="append", default=[])
+    parser.add_argument("words", nargs="*", help="how the workflow was started")
     options = parser.parse_args()
     plan = read_plan(options.plan)
     rows = plan.artifacts[plan.report].spec["rows"]
@@ -35,18 +35,24 @@ def main() -> None:
     if lost == known or len(left) == len(lost - known):
         return
     environment = os.environ | {WITHOUT: json.dumps(sorted(lost))}
-    command = [*absolute(options), "--", "scores"]
+    targets = {*TARGETS, *(job.name for job in plan.jobs)}
+    command = [*absolute(options, targets), "--", "scores"]
     subprocess.run([sys.executable, "-m", "snakemake", *command], env=environment, check=False)
 
 
-def absolute(options: argparse.Namespace) -> list[str]:
-    """The workflow's own arguments, those that name paths replaced by absolute ones."""
+TARGETS = ("all", "fetch", "plan", "reference", "reproduce", "scores")
+
+
+def absolute(options: argparse.Namespace, targets: set[str]) -> list[str]:
+    """The workflow's own arguments without targets, paths replaced by absolute ones."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-s", "--snakefile")
     parser.add_argument("-d", "--directory")
     parser.add_argument("--configfile", "--configfiles", nargs="+")
     parser.add_argument("--profile")
-    named, rest = parser.parse_known_args(options.words)
+    words = options.words
+    words = words[: words.index("--")] if "--" in words else words
+    named, rest = parser.parse_known_args([word for word in words if word not in targets])
     given = ["-s", options.snakefile, "-d", options.directory]
     given += ["--configfile", *options.configfile] if options.configfile else []
     if named.profile:

@@ -54,6 +54,7 @@ def report_artifact(
     """The report of all rows: a folder, whose provenance.json is written last."""
     experiment = catalogue.experiment
     encoded = [row for row in rows if encodes(row.model)]
+    datasets = list({row.dataset.name: row.dataset for row in rows}.values())
     vectors: dict[str, dict[str, Any]] = {}
     for row in encoded:
         parts = catalogue.passages(row.model, row.dataset)
@@ -79,7 +80,7 @@ def report_artifact(
         ],
         "datasets": [
             {"name": d.name, "slug": d.slug, "split": split}
-            for d in experiment.datasets
+            for d in datasets
             for split in d.splits
         ],
         "rows": [
@@ -96,7 +97,7 @@ def report_artifact(
         "stages": {slug: stage.path for slug, stage in stages.items()},
         "preflights": preflights,
         "vectors": list(vectors.values()),
-        "corpora": {d.slug: catalogue.corpus(d).path for d in experiment.datasets},
+        "corpora": {d.slug: catalogue.corpus(d).path for d in datasets},
         "splits": {
             d.slug: {
                 split: dict(
@@ -104,7 +105,7 @@ def report_artifact(
                 )
                 for split in d.splits
             }
-            for d in experiment.datasets
+            for d in datasets
         },
         "registry": catalogue.outside.registry,
         "published": list(experiment.published),
@@ -120,7 +121,7 @@ def report_artifact(
     inputs = [row.scores.path for row in rows]
     inputs += [a.path for a in stages.values()] + list(preflights.values())
     inputs += [v["sidecar"].removesuffix("json") + "npy" for v in vectors.values()]
-    inputs += [catalogue.corpus(d).path for d in experiment.datasets]
+    inputs += [catalogue.corpus(d).path for d in datasets]
     if parity:
         inputs.append(parity.path)
     artifact = Artifact("report", path, spec, tuple(dict.fromkeys(inputs)), label=experiment.name)

@@ -107,14 +107,15 @@ def first_missing(plan: Plan, artifact: Artifact) -> Artifact:
 
 
 def error_of(job: Job, told: bool = False) -> str:
-    """The last error that a job's log holds, or its last line; `told`: only one told in words."""
+    """The last error that a job's log holds, or a crash's last line; `told`: only one in words."""
     log = LOGS / job.rule / f"{job.name}.log"
     if not log.is_file():
         return ""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    said = errors or [line for line in lines if line.strip() and not told]
-    return said[-1] if said else ""
+    if not errors and not told and any(line.startswith("Traceback") for line in lines):
+        errors = [line for line in lines if line.strip()]
+    return errors[-1] if errors else ""
 
 
 def bytes_text(count: float) -> str:
