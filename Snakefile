@@ -4,9 +4,6 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 
-report: "rules/report/workflow.rst"
-
-
 include: "rules/common.smk"
 include: "rules/download.smk"
 include: "rules/prepare.smk"

@@ -66,12 +66,18 @@ def planned(workdir: Path, config: dict) -> tuple[Path, dict[str, str]]:
     return write_plan(plan, workdir / "plans"), {job.rule: job.name for job in plan.jobs}
 
 
+REFERENCE = ("reference", "parity", "report_with_reference")
+
+
 def unmade(workdir: Path, config: dict) -> Counter[str]:
-    """How many artifacts of each step `config` has that `workdir` hasn't, vectors by role."""
+    """How many artifacts of each step `config` has that `workdir` hasn't, vectors by role, those
+    of the target `reference` left out."""
     from embedrepro.plan.plan import read_plan
 
     path, _ = planned(workdir, config)
-    missing = [a for a in read_plan(path).artifacts.values() if not Path(a.path).exists()]
+    plan = read_plan(path)
+    asked = [a for job in plan.jobs if job.rule not in REFERENCE for a in plan.of_job(job.name)]
+    missing = [a for a in asked if not (workdir / a.path).exists()]
     return Counter(f"encode {a.spec['role']}" if a.step == "encode" else a.step for a in missing)
 
 

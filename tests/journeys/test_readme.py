@@ -6,7 +6,7 @@ import subprocess
 import public
 import pytest
 import yaml
-from conftest import fresh_clone
+from cloning import fresh_clone
 from drive import REPOSITORY, Done, Results, environment, run, table
 from helpers import XQUAD
 from hub_server import HubServer

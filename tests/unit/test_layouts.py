@@ -338,10 +338,10 @@ RIGHT = [
     ("last token of an encoder", lambda f: plain(f, pooling="lasttoken"), "packed", {}),
     ("ModernBERT with its head", masked_lm("ModernBert"), "packed", {}),
     ("DistilBERT with its head", masked_lm("DistilBert"), "packed", {}),
-    ("data2vec without a length", lambda f: plain(f, family="Data2VecText"), "flagembedding", {}),
+    ("data2vec without a length", lambda f: plain(f, family="Data2VecText"), "packed", {}),
     ("luke without a length", lambda f: plain(f, family="Luke"), "flagembedding", {}),
     ("vocab.txt alone", wordpiece, "packed", {}),
-    ("T5 encoder, Dense", t5, "sentence_transformers", {}),
+    ("T5 encoder, Dense", t5, "packed", {}),
     ("StaticEmbedding", static, "sentence_transformers", {}),
     (
         "CNN",

@@ -156,14 +156,6 @@ def test_a_second_experiment_in_the_same_store_writes_only_its_report(demo, demo
     assert jobs(elsewhere, config=config) == {"report": 1}
 
 
-def test_snakemakes_own_report_can_be_made(demo, demo_config):
-    workdir, _ = demo
-    done = snakemake(workdir, "--report", "workflow.html", config=demo_config)
-    assert done.returncode == 0, done.stderr
-    page = (workdir / "workflow.html").read_text(encoding="utf-8")
-    assert "encode__" in page
-
-
 @pytest.mark.slow
 def test_a_run_killed_while_encoding_ends_with_the_same_bytes(demo, demo_config, tmp_path):
     finished, _ = demo

@@ -419,7 +419,7 @@ class Catalogue:
                 **({"way": model.way} if model.way else {}),
             },
         }
-        key = key_of("score", spec, run.path, source.path)
+        key = key_of("score", spec, key_in(run.path), key_in(source.path))
         base = self.path("scores", dataset.slug, split, f"{model.slug}-{key}")
         encoded = self.encoded(model, dataset, split)
         sidecars = [re.sub(r"npy$", "json", path) for path in encoded]
@@ -543,10 +543,11 @@ def corpus_precision(model: Model, size: Estimate, tflops: float) -> dict[str, A
 
 
 def key_in(path: str) -> str:
-    """The key that a path of an artifact holds: the last 12 digits of its folder or file name."""
-    parts = path.split("/")
-    name = parts[-1].split(".")[0]
-    return (name if len(name) > 12 and name[-13] == "-" else parts[-2])[-12:]
+    """The key that an artifact's path holds, at the end of its file's name or its folder's."""
+    found = re.search(r"-([0-9a-f]{12})(?:\.[^/]*)?(?:/[^/]*)?$", path)
+    if found is None:
+        raise ValueError(f"no key in {path}")
+    return found[1]
 
 
 def searched_run(c: Catalogue, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:

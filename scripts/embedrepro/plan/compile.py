@@ -79,9 +79,7 @@ def report_artifact(
             for m in experiment.models
         ],
         "datasets": [
-            {"name": d.name, "slug": d.slug, "split": split}
-            for d in datasets
-            for split in d.splits
+            {"name": d.name, "slug": d.slug, "split": split} for d in datasets for split in d.splits
         ],
         "rows": [
             {
@@ -222,7 +220,9 @@ def parity_artifact(
         }
         for row, reference in zip(dense, references, strict=True)
     ]
-    key = key_of("reference", table)
+    places = [[row.model.slug, row.dataset.name, row.split] for row in dense]
+    made_from = [[key_in(str(row[part])) for part in ("reference", "run")] for row in table]
+    key = key_of("reference", places, made_from)
     path = catalogue.path("reports", f"parity-{key}.json")
     inputs = tuple(p for row in table for p in (str(row["reference"]), str(row["run"])))
     label = catalogue.experiment.name
