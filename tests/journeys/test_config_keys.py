@@ -57,6 +57,13 @@ def shelf(tmp_path_factory):
     return shelf
 
 
+# Held against sentence-transformers through the same command line, weights by their sum.
+claim(
+    "tests/workflow/test_kinds.py",
+    *(f"models[].kind={kind}" for kind in ("sparse", "multivector", "m3")),
+    "models[].weights[]:number",
+)
+
 # Facts of a model: one row each, all in one run
 
 
@@ -101,10 +108,10 @@ ROWS = {
     "short-passage": Row("bert", {"max_length": {"passage": 7}},
                          "models[].max_length.passage:integer", passage={"max_length": 7}),
     "cut": Row("bert", {"dimensions": 8}, "models[].dimensions:integer", {"dimensions": 8}),
-    "auto": Row("bert", {"engine": "auto", "dtype": "auto"},
-                "models[].engine=auto models[].dtype=auto", same=True),
-    "packed": Row("bert", {"engine": "packed", "dtype": "float32"},
-                  "models[].engine=packed models[].dtype=float32", same=True),
+    "auto": Row("bert", {"engine": "auto", "dtype": "auto", "kind": "auto"},
+                "models[].engine=auto models[].dtype=auto models[].kind=auto", same=True),
+    "packed": Row("bert", {"engine": "packed", "dtype": "float32", "kind": "dense"},
+                  "models[].engine=packed models[].dtype=float32 models[].kind=dense", same=True),
     "flag": Row("bert", {"engine": "flagembedding"}, "models[].engine=flagembedding", same=True),
     "half": Row("bert", {"dtype": "float16"}, "models[].dtype=float16", tolerance=5e-3),
     "brain": Row("bert", {"dtype": "bfloat16"}, "models[].dtype=bfloat16", tolerance=4e-2),
