@@ -11,7 +11,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is told not to
 
 from embedrepro.errors import run_cli
-from embedrepro.plan.artifacts import Artifact
 from embedrepro.plan.command_line import read_job
 
 
@@ -25,8 +24,7 @@ def main() -> None:
     compiled = Path(task.plan.store).absolute() / "compiler"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled / "inductor"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(compiled / "triton"))
-    task.each(task.missing("preflight"), prove)
-    task.finish()  # what fails its checks is not run
+    task.prove()
     if vectors := task.missing("encode"):
         from embedrepro.encode.job import encode_pieces
         from embedrepro.plan.tasks import encode_piece
@@ -55,12 +53,6 @@ def main() -> None:
 
         refine_runs(task, runs)
     task.finish()
-
-
-def prove(artifact: Artifact) -> None:
-    from embedrepro.models.preflight import preflight
-
-    preflight(Path(artifact.spec["staged"]), Path(artifact.path))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,7 @@ from embedrepro.plan.command_line import read_job
 
 def main() -> None:
     task = read_job(__doc__, ("--device", {"choices": ("auto", "cpu", "cuda"), "default": "auto"}))
-    task.each(task.missing("preflight"), prove)
-    task.finish()  # what fails its checks is not run
+    task.prove()
 
     def score(artifact: Artifact) -> None:
         from embedrepro.encode import pick_device
@@ -43,12 +42,6 @@ def main() -> None:
     task.each(task.missing("rerank"), score)
     task.each(task.missing("merge_reranked"), merge)
     task.finish()
-
-
-def prove(artifact: Artifact) -> None:
-    from embedrepro.models.preflight import preflight
-
-    preflight(Path(artifact.spec["staged"]), Path(artifact.path))
 
 
 if __name__ == "__main__":

@@ -63,10 +63,21 @@ class Task:
             print(f"error: {printable(error, 2000)}", file=sys.stderr, flush=True)
             self.failed = True
 
+    def prove(self) -> None:
+        """Make the job's missing preflights; what fails its checks is not run."""
+        self.each(self.missing("preflight"), _preflight)
+        self.finish()
+
     def finish(self) -> None:
         """End the process with status 2 where something could not be made."""
         if self.failed:
             sys.exit(2)
+
+
+def _preflight(artifact: Artifact) -> None:
+    from ..models.preflight import preflight
+
+    preflight(Path(artifact.spec["staged"]), Path(artifact.path))
 
 
 def is_there(artifact: Artifact) -> bool:
