@@ -5,7 +5,6 @@ import shlex
 import sys
 from pathlib import Path
 
-from snakemake.logging import logger
 from snakemake.settings.types import SharedFSUsage
 
 REPOSITORY = Path(workflow.current_basedir).parent
@@ -13,6 +12,7 @@ if str(REPOSITORY / "scripts") not in sys.path:
     sys.path.insert(0, str(REPOSITORY / "scripts"))
 
 from embedrepro.errors import UserError, printable
+from embedrepro.plan.jobs import SCRIPTS
 from embedrepro.plan.build import build_plan, read_config
 from embedrepro.plan.plan import write_plan
 
@@ -30,7 +30,7 @@ except UserError as error:
 # Environments bring a python of their own; without them it is the one that runs Snakemake.
 DEPLOYED = bool(workflow.deployment_settings.deployment_method)
 PYTHON = "python" if DEPLOYED else shlex.quote(sys.executable)
-SCRIPTS = shlex.quote(str(REPOSITORY / "scripts"))
+FOLDER = shlex.quote(str(REPOSITORY / "scripts"))
 PLAN_FILE = write_plan(PLAN, ".embed-repro")
 
 # What a job with a GPU asks for besides, as JSON: set by a cluster's profile, which can name no job.
@@ -40,8 +40,8 @@ GPU_RESOURCES = json.loads(os.environ.get("EMBED_REPRO_GPU_RESOURCES") or "{}")
 CARRIED = SharedFSUsage.INPUT_OUTPUT not in workflow.storage_settings.shared_fs_usage
 
 
-def jobs(rule):
-    return [job for job in PLAN.jobs if job.rule == rule]
+def jobs(*rules):
+    return [job for job in PLAN.jobs if job.rule in rules]
 
 
 def inputs(job):
@@ -53,14 +53,11 @@ def products(job):
     return [update(f) for f in PLAN.wanted(job, CARRIED)]
 
 
-def command(script, job):
+def command(job):
     """What a job runs; everything it needs stands in the plan."""
-    slot = f"{PYTHON} {SCRIPTS}/gpu_slot.py {job.gpu} -- " if job.gpu else ""
-    return f"{slot}{PYTHON} {SCRIPTS}/{script}.py --plan {PLAN_FILE} --job {job.name}"
-
-
-# It says of every such file that a failed job didn't make that it had no backup to restore.
-logger.addFilter(lambda record: "no backup found" not in record.getMessage())
+    share = " --shared" if job.shared else ""
+    slot = f"{PYTHON} {FOLDER}/gpu_slot.py {job.gpu}{share} -- " if job.gpu else ""
+    return f"{slot}{PYTHON} {FOLDER}/{SCRIPTS[job.rule]}.py --plan {PLAN_FILE} --job {job.name}"
 
 
 def log_of(job):
@@ -69,22 +66,14 @@ def log_of(job):
 
 def asked(job):
     """What a job asks for: a failed one gets more time and memory when it is tried again."""
-    resources = {"runtime": growing(job.minutes), "mem_mb": growing(job.mem_mb)}
-    return resources | ({"gpu": job.gpu} | GPU_RESOURCES if job.gpu else {})
+    resources = {
+        "runtime": lambda wildcards, attempt: job.minutes * attempt,
+        "mem_mb": lambda wildcards, attempt: job.mem_mb * attempt,
+    }
+    return resources | ({"gpu": devices(job)} | GPU_RESOURCES if job.gpu else {})
 
 
-def growing(amount):
-    return lambda wildcards, attempt: amount * attempt
-
-
-def show(*options):
-    """The command that shows a report: the view of it in results/, verdicts on the screen."""
-    return f"{PYTHON} {SCRIPTS}/show_results.py --plan {PLAN_FILE} {' '.join(options)}"
-
-
-def rest():
-    """The command that makes what a mistake elsewhere held up."""
-    given = ["--plan", PLAN_FILE, "--snakefile", workflow.main_snakefile]
-    given += ["--directory", Path.cwd(), *(f"--configfile={f}" for f in GIVEN)]
-    words = shlex.join(map(str, [*given, "--", *sys.argv[1:]]))
-    return f"{PYTHON} {SCRIPTS}/finish_rest.py {words}"
+def devices(job):
+    """Those that a job has for itself: on this machine, not on a cluster, little work shares one."""
+    here = lambda: workflow.is_main_process and workflow.local_exec
+    return lambda wildcards: 0 if job.shared and here() else job.gpu

@@ -1,7 +1,7 @@
 # Needs: the config's models, rerankers too. Gives: for each a snapshot with a manifest of digests,
 # then a staged folder whose name and files every library loads the same way.
 
-for job in jobs("download"):
+for job in jobs("download", "stage"):
 
     rule:
         name:
@@ -18,28 +18,6 @@ for job in jobs("download"):
         resources:
             **asked(job),
         params:
-            command=command("download_model", job),
-        shell:
-            "{params.command} 2>&1 | tee {log:q}"
-
-
-for job in jobs("stage"):
-
-    rule:
-        name:
-            job.name
-        input:
-            inputs(job),
-        output:
-            products(job),
-        log:
-            log_of(job),
-        conda:
-            "../envs/data.yaml"
-        threads: job.threads
-        resources:
-            **asked(job),
-        params:
-            command=command("stage_model", job),
+            command=command(job),
         shell:
             "{params.command} 2>&1 | tee {log:q}"

@@ -17,7 +17,7 @@ for job in jobs("prepare"):
         resources:
             **asked(job),
         params:
-            command=command("prepare_dataset", job),
+            command=command(job),
         shell:
             "{params.command} 2>&1 | tee {log:q}"
 

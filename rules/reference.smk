@@ -18,12 +18,12 @@ for job in jobs("reference"):
         resources:
             **asked(job),
         params:
-            command=command("run_reference", job),
+            command=command(job),
         shell:
             "{params.command} 2>&1 | tee {log:q}"
 
 
-for job in jobs("parity"):
+for job in jobs("parity", "report_with_reference"):
 
     rule:
         name:
@@ -40,29 +40,7 @@ for job in jobs("parity"):
         resources:
             **asked(job),
         params:
-            command=command("compare_reference", job),
-        shell:
-            "{params.command} 2>&1 | tee {log:q}"
-
-
-for job in jobs("report_with_reference"):
-
-    rule:
-        name:
-            job.name
-        input:
-            inputs(job),
-        output:
-            products(job),
-        log:
-            log_of(job),
-        conda:
-            "../envs/data.yaml"
-        threads: job.threads
-        resources:
-            **asked(job),
-        params:
-            command=command("make_report", job),
+            command=command(job),
         shell:
             "{params.command} 2>&1 | tee {log:q}"
 

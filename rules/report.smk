@@ -1,6 +1,20 @@
 # Needs: everything before. Gives: the report in the store, under its key, and the targets that show
 # it: results/<experiment>/ is a view of it.
 
+
+def show(*options):
+    """The command that shows a report: the view of it in results/, verdicts on the screen."""
+    return f"{PYTHON} {FOLDER}/show_results.py --plan {PLAN_FILE} {' '.join(options)}"
+
+
+def rest():
+    """The command that makes what a mistake elsewhere held up."""
+    given = ["--plan", PLAN_FILE, "--snakefile", workflow.main_snakefile]
+    given += ["--directory", Path.cwd(), *(f"--configfile={f}" for f in GIVEN)]
+    words = shlex.join(map(str, [*given, "--", *sys.argv[1:]]))
+    return f"{PYTHON} {FOLDER}/finish_rest.py {words}"
+
+
 for job in jobs("report"):
 
     rule:
@@ -18,7 +32,7 @@ for job in jobs("report"):
         resources:
             **asked(job),
         params:
-            command=command("make_report", job),
+            command=command(job),
         shell:
             "{params.command} 2>&1 | tee {log:q}"
 
@@ -31,7 +45,7 @@ rule plan:
     conda:
         "../envs/data.yaml"
     shell:
-        f"{PYTHON} {SCRIPTS}/show_plan.py --plan {PLAN_FILE} | tee {{log:q}}"
+        f"{PYTHON} {FOLDER}/show_plan.py --plan {PLAN_FILE} | tee {{log:q}}"
 
 
 rule reproduce:

@@ -17,7 +17,7 @@ for job in jobs("score"):
         resources:
             **asked(job),
         params:
-            command=command("score_runs", job),
+            command=command(job),
         shell:
             "{params.command} 2>&1 | tee {log:q}"
 

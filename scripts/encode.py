@@ -1,7 +1,7 @@
-"""Encode the pieces of a job, and where the work is little, prove the model and search as well.
+"""Encode the pieces of a job, and where the work is little, prove the models and search as well.
 
-One process loads the model once. What is there already is left out, so a killed job goes on where
-it stopped.
+One process loads a model once. What is there already is left out, so a killed job goes on where
+it stopped; what other jobs of the model haven't begun is made as well.
 """
 
 import os
@@ -24,15 +24,17 @@ def main() -> None:
     compiled = Path(task.plan.store).absolute() / "compiler"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled / "inductor"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(compiled / "triton"))
-    task.prove()
-    if vectors := task.missing("encode"):
+    refused = task.prove()
+    vectors = [a for a in task.missing("encode") if a.spec["staged"] not in refused]
+    for folder in dict.fromkeys(a.spec["staged"] for a in vectors):
         from embedrepro.encode.job import encode_pieces
         from embedrepro.plan.tasks import encode_piece
 
-        staged = Path(vectors[0].spec["staged"])
-        options = task.options
-        pieces = [encode_piece(a) for a in vectors]
-        task.attempt(encode_pieces, staged, pieces, options.device, options.tokens_per_batch)
+        staged, options = Path(folder), task.options
+        pieces = [encode_piece(a) for a in vectors if a.spec["staged"] == folder]
+        others = [encode_piece(a) for a in task.of_others("encode", staged)]
+        chosen = options.device, options.tokens_per_batch
+        task.attempt(encode_pieces, staged, pieces, *chosen, None, others)
     if cuts := task.missing("cut", ready=True):
         from embedrepro.plan.tasks import cut_vectors
 

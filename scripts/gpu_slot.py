@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Run a command with N GPUs of its own: gpu_slot.py N -- command [argument…]
+"""Run a command with N GPUs of its own: gpu_slot.py N [--shared] -- command [argument…]
 
 Snakemake counts `gpu` but sets no CUDA_VISIBLE_DEVICES. Here each device has a lock file in a
 folder of this node; a job that wants N devices waits for a gate, takes N free ones at once and
 becomes the command, which keeps the locks. The kernel drops a lock when its holder ends, however it
 ends. An inherited CUDA_VISIBLE_DEVICES is the pool and is only ever narrowed; an allocation of
-exactly N devices is passed on as it is. Standard library only: it starts with every GPU job.
+exactly N devices is passed on as it is. `--shared`: one device, together with a few others that
+said so. Standard library only: it starts with every GPU job.
 """
 
 # ruff: noqa: PTH101, PTH102
@@ -17,6 +18,7 @@ import sys
 import time
 
 POLL = 0.2  # seconds between looks for a free device
+SHARES = 4  # jobs of little work on one device
 
 
 def fail(message: str) -> None:
@@ -91,17 +93,18 @@ def lock_folder() -> str:
     return folder
 
 
-def lock(path: str, wait: bool) -> int | None:
-    """An exclusively locked descriptor of `path` that survives exec; None if another holds it."""
+def lock(path: str, wait: bool, shared: bool = False) -> int | None:
+    """A locked descriptor of `path` that survives exec; None if another holds it."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
         # Created apart from opened: Linux forbids O_CREAT on another user's file in such a folder.
         with contextlib.suppress(FileExistsError):
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-        return lock(path, wait)
+        return lock(path, wait, shared)
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(descriptor, kind | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         os.close(descriptor)
         return None
@@ -130,7 +133,25 @@ def take(ids: list[str], count: int) -> list[str]:
         time.sleep(POLL)
 
 
-def choose(count: int) -> str | None:
+def join(ids: list[str]) -> str:
+    """A share of one of the devices, of the emptiest first; waits like `take`."""
+    folder = lock_folder()
+    names = lock_names(ids)
+    gate = lock(f"{folder}/gate", wait=True)
+    while True:
+        for share in range(SHARES):
+            for one in ids:
+                place = lock(f"{folder}/{names[one]}.share-{share}", wait=False)
+                if place is None:
+                    continue
+                if lock(f"{folder}/{names[one]}", wait=False, shared=True) is not None:
+                    os.close(gate)
+                    return one
+                os.close(place)  # a job has the device for itself
+        time.sleep(POLL)
+
+
+def choose(count: int, shared: bool = False) -> str | None:
     """What CUDA_VISIBLE_DEVICES has to be for `count` devices; None leaves it as it is."""
     if count == 0:
         return ""
@@ -141,13 +162,16 @@ def choose(count: int) -> str | None:
         fail(f"{count} GPUs asked for, {len(ids)} visible ({','.join(ids)}); lower the rule's gpu")
     if len(ids) == count and allocation():
         return None
-    return ",".join(take(ids, count))
+    return join(ids) if shared else ",".join(take(ids, count))
 
 
 def main(arguments: list[str]) -> None:
+    shared = arguments[:2] == ["1", "--shared"]
+    if shared:
+        del arguments[1]
     if len(arguments) < 3 or arguments[1] != "--" or not arguments[0].isdecimal():
-        fail("usage: gpu_slot.py N -- command [argument…]")
-    devices = choose(int(arguments[0]))
+        fail("usage: gpu_slot.py N [--shared] -- command [argument…]; only one can be shared")
+    devices = choose(int(arguments[0]), shared)
     if devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
     if shown := os.environ.get("CUDA_VISIBLE_DEVICES"):  # the job's log says where it ran

@@ -12,7 +12,8 @@ from embedrepro.plan.command_line import read_job
 
 def main() -> None:
     task = read_job(__doc__, ("--device", {"choices": ("auto", "cpu", "cuda"), "default": "auto"}))
-    task.prove()
+    if task.prove():
+        task.finish()
 
     def score(artifact: Artifact) -> None:
         from embedrepro.encode import pick_device

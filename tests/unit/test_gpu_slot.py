@@ -35,7 +35,7 @@ def environment(tmp_path):
 
 
 def slot(count, *command, **options):
-    command = [sys.executable, "-S", str(SLOT), str(count), "--", *command]
+    command = [sys.executable, "-S", str(SLOT), *str(count).split(), "--", *command]
     return subprocess.Popen(command, text=True, stdout=-1, stderr=-1, **options)
 
 
@@ -96,6 +96,35 @@ def test_killed_job_frees_its_device(tmp_path, environment):
             if job is not None:
                 job.kill()
                 job.communicate()
+
+
+def test_little_jobs_share_devices_and_leave_one_that_is_held(tmp_path, environment):
+    """Three devices, one of them held: eight shares, spread; the ninth job waits, so does a tenth
+    that wants a device for itself until all shares of one are free."""
+    environment["CUDA_VISIBLE_DEVICES"] = "0,1,2"
+    wait = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); input()"
+    command = [sys.executable, "-S", "-c", wait]
+    holder = slot(1, *command, env=environment, stdin=-1)
+    assert holder.stdout.readline() == "0\n"
+    jobs = [slot("1 --shared", *command, env=environment, stdin=-1) for _ in range(8)]
+    try:
+        shares = sorted(job.stdout.readline().strip() for job in jobs)
+        assert shares == ["1"] * 4 + ["2"] * 4
+        ninth = slot("1 --shared", *command, env=environment, stdin=-1)
+        with pytest.raises(subprocess.TimeoutExpired):
+            ninth.wait(0.7)
+        jobs[0].communicate("\n", timeout=20)
+        freed = ninth.stdout.readline().strip()
+        assert freed in "12"
+        alone = slot(1, *command, env=environment, stdin=-1)
+        with pytest.raises(subprocess.TimeoutExpired):
+            alone.wait(0.7)
+        holder.communicate("\n", timeout=20)
+        assert alone.stdout.readline() == "0\n"
+        jobs += [ninth, alone]
+    finally:
+        for job in jobs[1:]:
+            job.communicate("\n", timeout=20)
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,12 @@ from transformers import PreTrainedModel
 from ..errors import UserError, printable
 from ..models.facts_table import ROLES, Role
 from . import attention
-from .batches import ahead, padded_widths
+from .batches import CPU_BUDGET, CUDA_BUDGET, ahead, padded_widths
 from .engine import pick_precision
 from .facts import Facts
 from .loading import check_lengths, give_padding, restore_direction
 
 CHUNK = 256  # texts tokenised at once
-CPU_BUDGET, CUDA_BUDGET = 1024, 32_768  # padded tokens a batch
 TASKS = {"query": "query", "passage": "document"}  # sentence-transformers' names of the roles
 POSITIONS = "query_expansion_positions"
 PartType = TypeVar("PartType")

@@ -10,13 +10,12 @@ import torch
 
 from ..models.facts_table import Role
 from . import attention
-from .batches import Part, Sequences, padded_widths, step
+from .batches import CPU_BUDGET, CUDA_BUDGET, Part, Sequences, padded_widths, step
 from .engine import check_finite, cut_dimensions, pick_precision
 from .facts import Facts
 from .loading import check_lengths, give_padding, restore_direction
 from .tokens import Tokeniser
 
-CPU_BUDGET, CUDA_BUDGET = 1024, 32_768  # padded tokens a batch
 WINDOW = 8  # chunks of texts that are sorted together
 
 

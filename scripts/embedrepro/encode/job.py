@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ..errors import UserError, printable
 from ..models.facts_table import ROLES, Role
 from . import import_libraries, load_engine
+from .claims import share
 from .engine import DTYPES, ENGINES, Engine, engine_of
 from .facts import FAST, Facts, resolve
 from .formats import is_written, open_piece
@@ -52,8 +53,12 @@ def encode_pieces(
     device: str = "auto",
     tokens_per_batch: int | None = None,
     on_model: Callable[[Engine], None] | None = None,
+    others: Sequence[Piece] = (),
 ) -> None:
     """Encode each piece whose output is not there and whole.
+
+    `others`: pieces of other jobs of the same model; those that nobody has begun are made as well,
+    in this order, where this job had something to make on the same loaded model.
 
     Those of one precision run one after the other, float32 first and queries first, on one loaded
     model. `on_model` gets the model in float32 before it encodes anything, where one is loaded. A
@@ -77,27 +82,45 @@ def encode_pieces(
         def load(dtype: str = dtype, compiled: bool = compiled) -> Engine:
             return load_engine(staged, {"dtype": dtype}, device, tokens_per_batch, compiled)
 
-        errors += _encode_with(load, mine, on_model)
+        errors += _encode_with(load, mine, on_model, matching(others, facts, dtype, compiled))
         on_model = None  # float32 comes first
         _collect()
     if errors:
         raise errors[0]
 
 
+def matching(others: Sequence[Piece], facts: Facts, dtype: str, compiled: bool) -> list[Piece]:
+    """Those of `others` that are computed like this."""
+    return [
+        piece
+        for piece in others
+        if piece.compiled == compiled
+        and resolve(facts.staged, {"dtype": piece.dtype}).dtype == dtype
+    ]
+
+
 def _encode_with(
-    load: Callable[[], Engine], pieces: list[Piece], on_model: Callable[[Engine], None] | None
+    load: Callable[[], Engine],
+    pieces: list[Piece],
+    on_model: Callable[[Engine], None] | None,
+    others: list[Piece],
 ) -> list[UserError]:
     """Encode pieces of one precision; the model is gone when this returns."""
     engine = load()
     if on_model and engine.precision.dtype == "float32":
         on_model(engine)
     errors = []
-    for piece in sorted(pieces, key=lambda piece: piece.role != "query"):
+
+    def make(piece: Piece) -> None:
         try:
             encode_piece(engine, piece)
         except UserError as error:
-            print(f"{label(engine, piece)}: {printable(error, 2000)}", file=sys.stderr)
-            errors.append(error)
+            if piece in pieces:  # another job's it will say itself
+                print(f"{label(engine, piece)}: {printable(error, 2000)}", file=sys.stderr)
+                errors.append(error)
+
+    mine = sorted(pieces, key=lambda piece: piece.role != "query")
+    share(mine, others, lambda piece: piece.output, lambda piece: is_written(piece.output), make)
     return errors
 
 

@@ -18,14 +18,13 @@ from transformers import AutoModel, AutoTokenizer
 from ..errors import UserError, printable
 from ..models.facts_table import Role
 from . import attention
-from .batches import Batch, PaddedPacker, Part, ahead, padded_arrays
+from .batches import CPU_BUDGET, CUDA_BUDGET, Batch, PaddedPacker, Part, ahead, padded_arrays
 from .engine import check_finite, cut_dimensions, pick_precision
 from .facts import Facts
 from .multivector import TokensPart
 from .sparse import SparsePart
 from .tokens import Tokeniser
 
-CPU_BUDGET, CUDA_BUDGET = 1024, 32_768  # padded tokens a batch
 SPECIAL = ("cls_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
 
 

@@ -21,6 +21,8 @@ from ..errors import UserError
 from ..models.facts_table import Role
 from . import attention
 from .batches import (
+    CPU_BUDGET,
+    CUDA_BUDGET,
     Batch,
     Packer,
     PaddedPacker,
@@ -35,10 +37,10 @@ from .engine import check_finite, cut_dimensions, pick_precision
 from .facts import Facts
 from .families import PACKED_MODEL_TYPES
 from .loading import OWN_WAY, check_lengths, restore_direction, round_parameters
+from .products import split_products
 from .steps import Steps, single_positions
 from .tokens import Tokeniser
 
-CPU_BUDGET = 1024  # tokens a batch: more is no faster there, and part-filled batches cost more
 IN_FLIGHT = 2  # batches queued on the device before the host waits for the oldest
 MOST_TOKENS = 131_072  # more brings nothing
 NARROW_ROWS = 1024  # rows of a narrowed layer's products
@@ -173,12 +175,15 @@ class PackedEngine:
             model.pooler = None  # its output is not used
         if self.precision.arithmetic == "float32":
             round_parameters(model, self.precision.dtype)
-        return model.to(self.device).eval()
+        model = model.to(self.device).eval()
+        if self.device.type == "cuda" and self.precision.arithmetic == "float32":
+            split_products(model)
+        return model
 
     def _estimate(self) -> int:
-        """Tokens a batch: enough to fill the device, no more than fit. A power of two on CUDA."""
-        if self.device.type == "cpu":
-            return CPU_BUDGET
+        """Tokens a batch: enough to fill the device, no more than fit."""
+        if not self.varlen:
+            return CUDA_BUDGET if self.device.type == "cuda" else CPU_BUDGET
         config = self.model.config
         wide = getattr(config, "intermediate_size", 0) or 4 * config.hidden_size
         bytes_per_token = 4 * (10 * config.hidden_size + 4 * wide)

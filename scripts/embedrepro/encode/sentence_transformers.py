@@ -19,12 +19,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UserError, printable
 from ..models.facts_table import Role
-from .batches import Part, ahead, padded_widths
+from .batches import CPU_BUDGET, CUDA_BUDGET, Part, ahead, padded_widths
 from .engine import check_finite, cut_dimensions, pick_precision
 from .facts import Facts
 from .loading import check_lengths, give_padding, restore_direction, round_parameters
 
-CPU_BUDGET, CUDA_BUDGET = 1024, 32_768  # padded tokens a batch
 CHUNK = 256  # texts that are tokenised at once
 TASKS: dict[Role, str] = {"query": "query", "passage": "document"}
 

@@ -7,7 +7,7 @@ A plain native folder is examined in the calling process: the model is loaded on
 memory that is poisoned with NaN. A second load in a fresh process, which would pay every import
 again, could only tell tensors that nobody wrote from those that hold what the last owner of the
 memory left; poisoned, they are found at once. Code of the model's own can do anything (a clock, a
-random number), so it is loaded twice, in two fresh processes with a cache of their own.
+random number), so a fresh process with its own cache proves it, and it is loaded once more here.
 
 What goes beyond the plain layouts (stage.json's `beyond` lists it) is also held against
 sentence-transformers itself: the same texts through the staged folder's engine and through
@@ -31,6 +31,8 @@ from .comparison import compare, compare_m3, compare_many
 from .examination import FULL_BYTES, Finding, examine, finding, weight_bytes
 
 TIMEOUT = 600  # seconds for one child
+# What loading and running a model raises where it can't be done.
+LOADING = (OSError, ValueError, ImportError, RuntimeError, TypeError, AttributeError)
 COMPUTING = ("torch", "transformers", "tokenizers", "sentence-transformers", "numpy")
 
 
@@ -78,7 +80,7 @@ def examined(staged: Path, record: dict[str, Any]) -> list[Finding]:
 def native(staged: Path) -> list[Finding]:
     try:
         return list(examine(staged, digest=False)["findings"])
-    except (OSError, ValueError, ImportError, RuntimeError, TypeError, AttributeError) as error:
+    except LOADING as error:
         return [finding("load", False, f"the model can't be loaded and run: {last_line(error)}")]
 
 
@@ -88,30 +90,51 @@ def last_line(error: BaseException) -> str:
 
 
 def own_code(staged: Path, record: dict[str, Any]) -> list[Finding]:
-    """A folder with code of its own, loaded twice in fresh processes.
+    """A folder with code of its own: proved in a fresh process, then loaded once more in this one.
 
-    They run side by side; for a large model, which fills some GB, one after the other.
+    The process has its own cache of modules and can neither hang nor end this one. Where the second
+    load gives other bytes, what this process imported or sees may be why, so another fresh one is
+    asked.
     """
     large = weight_bytes(record) > FULL_BYTES
+    threads = min(os.cpu_count() or 1, 8) if large else 1
     with tempfile.TemporaryDirectory(prefix="preflight-") as scratch:
         # Loaded under the name that it will have: while staging, its own still has a dot.
         view = Path(scratch) / re.sub(r"^\.tmp-[0-9a-f]+-", "", staged.name)
         view.symlink_to(staged)
-        first = view, Path(scratch) / "modules1", large
-        second = view, Path(scratch) / "modules2", large
-        if large:
-            answers = [finish(start(*first)), finish(start(*second, "--digest-only"))]
-        else:
-            children = [start(*first), start(*second, "--digest-only")]
-            answers = [finish(child) for child in children]
-    for answer in answers:
+        child = start(view, Path(scratch) / "modules1", threads)
+        import_libraries()  # meanwhile: this process needs them as well
+        answer = finish(child)
         if "error" in answer:
             return [finding("load", False, answer["error"])]
-    same = answers[0]["digest"] == answers[1]["digest"]
-    detail = "two fresh processes gave the same bytes"
+        same = answer["digest"] == digest_here(view, threads)
+        if not same:
+            again = finish(start(view, Path(scratch) / "modules2", threads, "--digest-only"))
+            if "error" in again:
+                return [finding("load", False, again["error"])]
+            same = answer["digest"] == again["digest"]
+    detail = "two processes gave the same bytes"
     if not same:
         detail = "two fresh processes gave different bytes: something is left uninitialised"
-    return [*answers[0]["findings"], finding("repeat", same, detail)]
+    return [*answer["findings"], finding("repeat", same, detail)]
+
+
+def import_libraries() -> None:
+    from transformers import AutoTokenizer, PreTrainedModel  # noqa: F401
+
+
+def digest_here(staged: Path, threads: int) -> str:
+    """The digest of `examination.examine` from this process, on so many threads; "" if none."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return str(examine(staged, checks=False)["digest"])
+    except LOADING:
+        return ""
+    finally:
+        torch.set_num_threads(before)
 
 
 def refuse_failed(findings: Sequence[Finding], model_id: str) -> None:
@@ -121,12 +144,12 @@ def refuse_failed(findings: Sequence[Finding], model_id: str) -> None:
             raise UserError(f"{model_id}: preflight check '{row['check']}' failed: {row['detail']}")
 
 
-def start(staged: Path, modules: Path, large: bool, *options: str) -> subprocess.Popen[str]:
+def start(staged: Path, modules: Path, threads: int, *options: str) -> subprocess.Popen[str]:
     environment = os.environ | {
         "HF_MODULES_CACHE": str(modules),
         "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": str(min(os.cpu_count() or 1, 8) if large else 1),
+        "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }

@@ -38,7 +38,7 @@ BESIDE["m3"] = (
 )
 # A run is the same however it was cut: these steps put together what the others found.
 MERGES = {"merge": "search", "merge_reranked": "rerank"}
-MOST_AT_ONCE = 16  # pieces of a corpus that one process searches by itself
+MOST_AT_ONCE = 96  # pieces of a corpus that one process searches by itself: a disk reads them in seconds
 
 
 @dataclass(frozen=True)
@@ -534,9 +534,8 @@ def corpus_precision(model: Model, size: Estimate, tflops: float) -> dict[str, A
         dtype = str(stated)
     else:
         dtype = "float32" if little else "fast"
-    # Compiling takes about as long as it saves in a minute.
     seconds = cost.encode_seconds(model, size.characters, tflops)
-    return {"dtype": dtype, "compiled": dtype != "float32" and seconds > cost.JOB_SECONDS}
+    return {"dtype": dtype, "compiled": dtype != "float32" and seconds > cost.COMPILE_SECONDS}
 
 
 # What makes a row's run: one entry for each kind of row

@@ -50,6 +50,17 @@ class Task:
             and not (ready and any(not Path(path).exists() for path in a.needs))
         ]
 
+    def of_others(self, step: str, staged: Path) -> list[Artifact]:
+        """Artifacts of the same step and model that other jobs make, the last to begin first."""
+        mine = {artifact.path for artifact in self.artifacts}
+        jobs = (job for job in reversed(self.plan.jobs) if job.rule == step)
+        all_of_them = (self.plan.artifacts[p] for job in jobs for p in reversed(job.artifacts))
+        return [
+            a
+            for a in all_of_them
+            if a.step == step and a.path not in mine and Path(a.spec["staged"]) == staged
+        ]
+
     def each(self, artifacts: Iterable[Artifact], make: Callable[[Artifact], object]) -> None:
         """Make one after the other."""
         for artifact in artifacts:
@@ -63,10 +74,11 @@ class Task:
             print(f"error: {printable(error, 2000)}", file=sys.stderr, flush=True)
             self.failed = True
 
-    def prove(self) -> None:
-        """Make the job's missing preflights; what fails its checks is not run."""
-        self.each(self.missing("preflight"), _preflight)
-        self.finish()
+    def prove(self) -> set[str]:
+        """Make the job's missing preflights; the staged folders that fail are not to be run."""
+        missing = self.missing("preflight")
+        self.each(missing, _preflight)
+        return {a.spec["staged"] for a in missing if not is_there(a)}
 
     def finish(self) -> None:
         """End the process with status 2 where something could not be made."""

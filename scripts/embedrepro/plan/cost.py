@@ -12,10 +12,16 @@ PARAMETERS = 110_000_000  # assumed of a model that nobody knows: BERT-base
 CHARACTERS_A_TOKEN = 4
 BYTES_A_PARAMETER = 4  # most embedding models are published in float32
 SHARE = 0.6  # of the matrix-product rate that encoding keeps up
-TOKENS_A_SECOND = 4_000_000  # what the tokenizer does where the model is small
+TOKENS_A_SECOND = 2_500_000  # what the tokenizer does where the model is small
 LITTLE = 5e14  # multiplications and additions; below, float32 costs seconds on one GPU
-PIECE_SECONDS = 30.0  # device time of one piece of a corpus: what a killed job loses at most
-JOB_SECONDS = 75.0  # device time of one job: starting up takes about ten
+PIECES = 64  # of a large corpus, so that many devices come out even
+PIECE_SECONDS = (15.0, 60.0)  # least and most device time of a piece: what a killed job may lose
+JOB_SECONDS = 70.0  # device time of one job, of which starting up is a seventh; see also encode.claims
+COMPILE_SECONDS = 75.0  # device time above which compiling saves more than it takes
+SHARED_SECONDS = 15.0  # device time of a job that is over before it has started up, nearly
+START_SECONDS = 12.0  # until a process that computes has imported everything
+MODEL_SECONDS, ROW_SECONDS = 3.0, 0.15  # loading and proving a small model; a small file of vectors
+SHARED_PARAMETERS = 600_000_000  # … and of a model of which several fit on any device
 MOST_PIECES = 512
 
 
@@ -44,6 +50,7 @@ def search_seconds(documents: int) -> float:
 def pieces(model: Model, size: Estimate, tflops: float) -> int:
     """How many pieces a corpus is cut into where the config doesn't say."""
     seconds = encode_seconds(model, size.characters, tflops)
-    wanted = max(1, min(MOST_PIECES, round(seconds / PIECE_SECONDS)))
+    least, most = PIECE_SECONDS
+    wanted = max(1, min(MOST_PIECES, round(seconds / min(max(seconds / PIECES, least), most))))
     # A guess could ask for more pieces than there are passages.
     return wanted if size.known else 1

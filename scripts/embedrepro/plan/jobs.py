@@ -11,7 +11,15 @@ from dataclasses import dataclass, replace
 from ..datasets.local import local_kind
 from .artifacts import Artifact, Catalogue, Row, spread
 from .config import Model, in_order
-from .cost import JOB_SECONDS
+from .cost import (
+    JOB_SECONDS,
+    MODEL_SECONDS,
+    ROW_SECONDS,
+    SHARED_PARAMETERS,
+    SHARED_SECONDS,
+    START_SECONDS,
+    parameters,
+)
 
 AFTER = ("weighted", "maxsim")  # runs that are made of other runs and vectors
 LOCAL_TOGETHER = 20_000_000  # characters of local corpora that one process prepares together
@@ -22,7 +30,8 @@ class Job:
     """What one process makes. `rule` names the file of rules it belongs to and its command line.
 
     `inputs` are what its artifacts are made from; `gpu` devices, `threads`, `mem_mb` and `minutes`
-    are asked for; `label` tells people which model and dataset it is about.
+    are asked for; `label` tells people which model and dataset it is about. A `shared` job uses its
+    device for seconds only, beside others.
     """
 
     name: str
@@ -31,11 +40,33 @@ class Job:
     inputs: tuple[str, ...]
     label: str
     gpu: int = 0
+    shared: bool = False
     threads: int = 1
     mem_mb: int = 4000
     minutes: int = 60
     seconds: float = 0.0
 
+
+# The script of each kind of job.
+SCRIPTS = {
+    "download": "download_model",
+    "stage": "stage_model",
+    "preflight": "preflight_model",
+    "prepare": "prepare_dataset",
+    "encode": "encode",
+    "search": "search",
+    "refine": "refine",
+    "merge": "merge_runs",
+    "bm25": "bm25_run",
+    "fuse": "fuse_runs",
+    "run": "import_run",
+    "rerank": "rerank",
+    "score": "score_runs",
+    "report": "make_report",
+    "report_with_reference": "make_report",
+    "parity": "compare_reference",
+    "reference": "run_reference",
+}
 
 # rule: (gpu, threads, mem_mb, minutes)
 RESOURCES = {
@@ -85,7 +116,48 @@ def make_jobs(catalogue: Catalogue, rows: Sequence[Row]) -> list[Job]:
             model, scores = of_models[0].model, [row.scores for row in of_models]
             jobs += model_jobs(catalogue, model, of_models)
             jobs.append(make_job(model.slug, "score", scores, model.id))
-    return merged(jobs)
+    return merged(together(catalogue, jobs))
+
+
+def together(catalogue: Catalogue, jobs: Sequence[Job]) -> list[Job]:
+    """Small models in one process, as many as compute about as long as it takes to start.
+
+    Only those that need nothing but staged models and datasets, so that no two jobs can wait for
+    one another.
+    """
+    found: list[Job] = []
+    group: list[Job] = []
+    ready = ("stage", "corpus", "split")
+    for job in jobs:
+        outside = {path for pattern in job.inputs for path in spread(pattern)} - set(job.artifacts)
+        if not job.shared or any(catalogue.artifacts[p].step not in ready for p in outside):
+            found.append(job)
+            continue
+        if group and sum(map(little_seconds, [*group, job])) > START_SECONDS:
+            found.append(one_of(group))
+            group = []
+        group.append(job)
+    return [*found, one_of(group)] if group else found
+
+
+def little_seconds(job: Job) -> float:
+    """About how long a little job takes once its process has started."""
+    return MODEL_SECONDS + ROW_SECONDS * len(job.artifacts) + job.seconds
+
+
+def one_of(jobs: Sequence[Job]) -> Job:
+    """The jobs as one."""
+    first, *others = jobs
+    if not others:
+        return first
+    return replace(
+        first,
+        name=f"{first.name}__and_{len(others)}_more",
+        artifacts=tuple(dict.fromkeys(path for job in jobs for path in job.artifacts)),
+        inputs=tuple(dict.fromkeys(path for job in jobs for path in job.inputs)),
+        label=", ".join(dict.fromkeys(job.label for job in jobs)),
+        seconds=sum(job.seconds for job in jobs),
+    )
 
 
 def families(models: Iterable[Model]) -> list[list[Model]]:
@@ -191,7 +263,8 @@ def encode_jobs(catalogue: Catalogue, model: Model, rows: Sequence[Row]) -> list
     )
     if len(batches) == 1 and all(run.step in ("search", "refine", *AFTER) for run in runs):
         everything = [preflight, *queries, *pieces, *cuts, *runs]
-        return [make_job(model.name, "encode", everything, model.id)]
+        job = make_job(model.name, "encode", everything, model.id)
+        return [replace(job, shared=is_little(model, job.seconds))]
     jobs = [make_job(model.name, "preflight", [preflight])]
     for number, batch in enumerate(batches):
         some = [*queries, *batch] if number == 0 else batch
@@ -201,6 +274,11 @@ def encode_jobs(catalogue: Catalogue, model: Model, rows: Sequence[Row]) -> list
         label = f"{model.id}, part {number + 1} of {len(batches)}"
         jobs.append(after(preflight, make_job(name, "encode", some, label)))
     return jobs + search_jobs(catalogue, model, runs)
+
+
+def is_little(model: Model, seconds: float) -> bool:
+    """Whether a job is most of all starting up, and leaves room for others on its device."""
+    return seconds <= SHARED_SECONDS and parameters(model) <= SHARED_PARAMETERS
 
 
 def with_bases(catalogue: Catalogue, rows: Sequence[Row]) -> list[Artifact]:

@@ -15,7 +15,7 @@ RECIPE = {
     "preflight": 1,
     "corpus": 1,
     "split": 1,
-    "encode": 3,
+    "encode": 4,
     "cut": 1,
     "search": 2,
     "refine": 1,

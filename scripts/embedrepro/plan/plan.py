@@ -50,7 +50,8 @@ class Plan:
             return [f for path in job.artifacts for f in self.artifacts[path].outputs]
         left = (self.artifacts[path] for path in reversed(job.artifacts))
         last = next((artifact for artifact in left if not is_made(artifact)), None)
-        return [next(f for f in last.outputs if not _exist((f,)))] if last else []
+        # A sidecar, where there is one: Snakemake copies what appears before a job begins.
+        return [next(f for f in reversed(last.outputs) if not _exist((f,)))] if last else []
 
     def awaited(self, job: Job, everything: bool = False) -> list[str]:
         """The outputs of other jobs that a job has to wait for."""
