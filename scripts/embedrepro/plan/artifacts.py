@@ -38,7 +38,7 @@ BESIDE["m3"] = (
 )
 # A run is the same however it was cut: these steps put together what the others found.
 MERGES = {"merge": "search", "merge_reranked": "rerank"}
-MOST_AT_ONCE = 96  # pieces of a corpus that one process searches by itself: a disk reads them in seconds
+MOST_AT_ONCE = 160  # pieces of a corpus that one process searches by itself
 
 
 @dataclass(frozen=True)
