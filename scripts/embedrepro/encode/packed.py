@@ -37,7 +37,6 @@ from .engine import check_finite, cut_dimensions, pick_precision
 from .facts import Facts
 from .families import PACKED_MODEL_TYPES
 from .loading import OWN_WAY, check_lengths, restore_direction, round_parameters
-from .products import split_products
 from .steps import Steps, single_positions
 from .tokens import Tokeniser
 
@@ -175,10 +174,7 @@ class PackedEngine:
             model.pooler = None  # its output is not used
         if self.precision.arithmetic == "float32":
             round_parameters(model, self.precision.dtype)
-        model = model.to(self.device).eval()
-        if self.device.type == "cuda" and self.precision.arithmetic == "float32":
-            split_products(model)
-        return model
+        return model.to(self.device).eval()
 
     def _estimate(self) -> int:
         """Tokens a batch: enough to fill the device, no more than fit."""
