@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..models.architectures import packs
 from ..models.facts_table import Role
-from . import attention
 from .batches import CPU_BUDGET, CUDA_BUDGET, Part, Sequences, padded_widths, step
 from .engine import check_finite, cut_dimensions, pick_precision
 from .facts import Facts
@@ -61,7 +61,9 @@ class FlagEngine:
             trust_remote_code=facts.trust_remote_code,
             **({} if last_token else {"pooling_method": facts.pooling}),
         )
-        if facts.native and facts.architecture != "mpnet":
+        if facts.native and facts.architecture != "mpnet" and packs():
+            from . import attention
+
             self.embedder.model.set_attn_implementation(attention.PADDED)
         self.tokenizer = self.embedder.tokenizer
         give_padding(self.tokenizer)
