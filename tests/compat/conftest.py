@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from embedrepro.errors import UserError
+from embedrepro.plan.keys import key_of
 from embedrepro.sources.environments import make_environment, pins_digest
 from helpers import REPOSITORY
 from minilm import CACHE
@@ -13,15 +14,21 @@ PINS = REPOSITORY / "envs" / "legacy.txt"
 
 
 @pytest.fixture(scope="session")
-def old_python() -> Path:
-    """Python of the environment `legacy`; kept between sessions, built anew when a pin changes."""
-    folder = CACHE / f"legacy-{pins_digest(PINS.parent, PINS.stem)}"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with open(CACHE / f"{folder.name}.lock", "w") as lock:
+def legacy() -> Path:
+    """The environment `legacy`, kept between sessions under the name that a store gives it."""
+    key = key_of("environment", pins_digest(PINS.parent, PINS.stem))
+    folder = CACHE / "environments" / f"{PINS.stem}-{key}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "environments.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # pytest's workers build it once
         if not (folder / "environment.json").exists():
             try:
                 make_environment(PINS, folder)
             except UserError as error:
                 pytest.skip(str(error))
-    return folder / "bin" / "python"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def old_python(legacy) -> Path:
+    return legacy / "bin" / "python"
