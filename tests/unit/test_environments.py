@@ -10,6 +10,7 @@ import pytest
 from embedrepro.errors import UserError
 from embedrepro.plan.build import build_plan
 from embedrepro.sources.environments import make_environment, pins_digest, read_pins
+from embedrepro.verify import damage
 from helpers import REPOSITORY, one_model
 from test_plan import ALL, changed, experiment, keys, plan
 
@@ -59,6 +60,10 @@ def test_a_venv_is_made_of_the_pins_whole_or_not_at_all(offline):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["lonelytogether", str(folder)]
     assert json.loads((folder / "environment.json").read_text())["installed"] == record["installed"]
+    (folder / "lib" / "made-up.npy").write_bytes(b"no array")
+    assert not list(damage(offline / "store"))
+    (folder / "environment.json").write_text("{")
+    assert len(list(damage(offline / "store"))) == 1
     pins.write_text("together==1.0\nabsent==2.0\n")
     with pytest.raises(UserError) as error:
         make_environment(pins, offline / "store" / "other-0123456789ab")

@@ -38,6 +38,23 @@ def code_files(
     return dict(sorted(found.items()))
 
 
+def native_wanted(
+    spec: Mapping[str, Any], stated: bool | None, target: object, where: str
+) -> bool | None:
+    """Whether transformers' own class is to be used where there is one: as the user states it; an
+    environment is there for a model's own code, so it asks for that. None: nobody says.
+
+    `target`: what the config names as code for the model. Raises `UserError` where own code is
+    asked for and none is named.
+    """
+    own = "native: false" if stated is False else ""
+    if stated is None and spec.get("environment"):
+        own = "environment: is for a model's own code"
+    if own and not target:
+        raise UserError(f"{where}: {own}, but config.json names no code of its own")
+    return False if own else stated
+
+
 def missing(repository: str, name: str, path: Path, local: object) -> str:
     """What to do about code that isn't here."""
     if not repository:

@@ -15,7 +15,7 @@ from ..sources.snapshot import check_digests, check_no_pointers, check_whole
 from .architectures import dtype_name, flagembedding_rerankers, native_head
 from .examination import HEADS, NEAR, TEXTS, Finding, finding, poisoned
 from .facts import Resolver, token_text
-from .remote_code import code_files, localize
+from .remote_code import code_files, localize, native_wanted
 from .st_files import Layout, json_object
 from .staging import (
     TOKENIZER_FILES,
@@ -197,13 +197,11 @@ def choose_class(
     built = native_head(str(config["model_type"]), task)
     custom = config.get("auto_map") or {}
     target = custom.get(task)
-    wanted = (spec.get("facts") or {}).get("native")
+    stated = (spec.get("facts") or {}).get("native")
+    wanted = native_wanted(spec, stated, target, printable(spec["id"]))
     if wanted is None:
         wanted = not (target and spec.get("trust_remote_code"))
     if built and (wanted or not target):
-        if not wanted and (spec.get("facts") or {}).get("native") is False:
-            name = printable(spec["id"])
-            raise UserError(f"{name}: native: false, but config.json names no {task} of its own")
         reason = f"transformers has {built}" + ("; custom code dropped" if custom else "")
         decisions.append(decision("class", built, "transformers", reason))
         return {}, built

@@ -23,7 +23,7 @@ from ..sources.snapshot import check_digests, check_no_pointers, check_whole
 from .architectures import ENCODERS, native_class, packs
 from .facts import Resolved, hidden_size, resolve
 from .facts_table import KINDS, VECTORS
-from .remote_code import code_files, localize
+from .remote_code import code_files, localize, native_wanted
 from .st_files import Layout, json_object, module_files
 from .tokenizer_files import TOKENIZER_FILES, refuse_bad_tokenizer, write_tokenizer
 
@@ -434,14 +434,12 @@ def choose_code(
     built = ENCODERS.get(kind) or native_class(kind)
     custom = config.get("auto_map") or {}
     target = custom.get("AutoModel")
-    wanted = facts["native"]
+    wanted = native_wanted(spec, facts["native"], target, printable(spec["id"]))
     if wanted is None and (told := (spec.get("registry") or {}).get("custom_code")):
         wanted = told == "native"
     if wanted is None:
         wanted = not (target and spec.get("trust_remote_code"))
     if built and (wanted or not target):
-        if not wanted and facts["native"] is False:
-            raise UserError(f"{folder}: native: false, but config.json names no code of its own")
         reason = f"transformers has {built}" + ("; custom code dropped" if custom else "")
         decisions.append(decision("class", built, "transformers", reason))
         return {}, built

@@ -163,6 +163,7 @@ class Catalogue:
             "source": model.source,
             "allow_pickle": model.allow_pickle,
             "trust_remote_code": model.trust_remote_code,
+            "environment": model.environment,
             "facts": stated_facts(model),
             "registry": model.known,
         }
