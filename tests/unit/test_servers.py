@@ -89,7 +89,7 @@ def test_a_server_that_stays_overloaded_is_given_up_in_one_line(folder, tmp_path
         _, place = staged(tmp_path, server)
         server.fail("/embed", "429", times=10_000)
         with pytest.raises(
-            UserError, match=r"server http://127.*can't be reached \(HTTP status 429\)"
+            UserError, match=r"server http://127.*gives no answer \(HTTP status 429\)"
         ):
             vectors(place, TEXTS)
 
@@ -238,8 +238,8 @@ def test_nothing_that_answers_is_told_with_what_to_do(folder, tmp_path):
     with EmbeddingServer(folder, "tei") as server:
         url = server.url
     for source, says in (
-        ({"server": url, "model": "m"}, "can't be reached"),
-        ({"server": url, "model": "m", "api": "tei"}, "start it, or check its address"),
+        ({"server": url, "model": "m"}, "gives no answer"),
+        ({"server": url, "model": "m", "api": "tei"}, "check its address, and whether it is up"),
     ):
         with pytest.raises(UserError, match=says):
             client.server_identity(source, tmp_path)

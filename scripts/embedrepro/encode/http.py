@@ -61,6 +61,12 @@ class HttpEngine:
         return self._parts(prompt, texts, kept)
 
     def _parts(self, prompt: str, texts: Iterable[str], kept: int) -> Iterator[Part]:
+        try:
+            yield from self._asked(prompt, texts, kept)
+        except UserError as error:
+            raise UserError(f"{printable(self.facts.model_id)}: {error}") from None
+
+    def _asked(self, prompt: str, texts: Iterable[str], kept: int) -> Iterator[Part]:
         with opened(self.server, self.address) as server:
 
             def embed(batch: tuple[int, list[str]]) -> Part:
@@ -76,8 +82,7 @@ class HttpEngine:
         except Refused as error:
             if len(texts) == 1:
                 raise UserError(
-                    f"{self._who}: text {first} ({len(texts[0]):,} characters) is refused by its "
-                    f"server: {error}"
+                    f"text {first} ({len(texts[0]):,} characters) is refused by its server: {error}"
                 ) from None
             half = len(texts) // 2  # one of them is too long, or there are too many together
             parts = [
@@ -93,8 +98,8 @@ class HttpEngine:
         """Checked, cut and scaled vectors."""
         if vectors.shape[1] != self.dimension:
             raise UserError(
-                f"{self._who}: its server answers text {rows[0]} with {vectors.shape[1]} numbers, "
-                f"it had {self.dimension} when it was staged"
+                f"its server answers text {rows[0]} with {vectors.shape[1]} numbers, it had "
+                f"{self.dimension} when it was staged"
             )
         vectors = vectors[:, :kept]
         if self.facts.normalize:
@@ -104,14 +109,8 @@ class HttpEngine:
                 vectors = wide.astype(np.float32)
         bad = ~np.isfinite(vectors).all(1)
         if bad.any():
-            raise UserError(
-                f"{self._who}: its server answers text {rows[bad][0]} with NaN, Inf or nothing"
-            )
+            raise UserError(f"its server answers text {rows[bad][0]} with NaN, Inf or nothing")
         return vectors
-
-    @property
-    def _who(self) -> str:
-        return printable(self.facts.model_id)
 
 
 def _batches(texts: Iterable[str], size: int) -> Iterator[tuple[int, list[str]]]:

@@ -27,6 +27,7 @@ from .address import APIS, KEY, Api
 Said = dict[str, Any]
 RECORD = "server.json"  # in a snapshot and in a staged folder: what was found out about the server
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds before each further try
+TRIES = len(WAITS) + 1
 LONGEST_WAIT = 60.0
 TIMEOUT = httpx2.Timeout(300, connect=10)
 CONCURRENT = 8  # requests under way
@@ -85,7 +86,7 @@ class Server:
 
     # One request
 
-    def send(self, method: str, path: str, body: Any = None, tries: int = len(WAITS) + 1) -> Any:
+    def send(self, method: str, path: str, body: Any = None, tries: int = TRIES) -> Any:
         """The JSON that the server answers, asked again while it is overloaded or cut off.
 
         Raises `Refused`, `Silent`, or `UserError` for an address or key that is wrong.
@@ -136,7 +137,7 @@ class Server:
 
     # What it says of itself
 
-    def introduce(self, tries: int = 3) -> Said:
+    def introduce(self, tries: int = TRIES) -> Said:
         """What identifies its model: api, model, and what else it says (revision, dtype, …).
 
         Finds the api out where it isn't stated. Raises `Silent` where nothing answers.
@@ -216,15 +217,14 @@ class Server:
 
     # What it computes
 
-    def embed(self, texts: Sequence[str], cut: Mapping[str, Any], tries: int = 0) -> Answer:
+    def embed(self, texts: Sequence[str], cut: Mapping[str, Any], tries: int = TRIES) -> Answer:
         """Vectors of `texts`, in their order. `cut`: fields that ask to cut long ones."""
-        more = {"tries": tries} if tries else {}
         if self.api == "tei":
             # It would scale by itself; whether vectors are scaled is ours to say.
             asked = {"inputs": list(texts), "normalize": False, **cut}
-            return Answer(self.matrix(self.send("POST", "/embed", asked, **more), len(texts)), 0)
+            return Answer(self.matrix(self.send("POST", "/embed", asked, tries), len(texts)), 0)
         asked = {"model": self.model, "input": list(texts), "encoding_format": "float", **cut}
-        found = self.send("POST", "/embeddings", asked, **more)
+        found = self.send("POST", "/embeddings", asked, tries)
         rows = found.get("data") if isinstance(found, dict) else None
         usage = found.get("usage") if isinstance(found, dict) else None
         tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
@@ -255,11 +255,10 @@ class Server:
             raise UserError(f"{self.where}: answers vectors that are not lists of one length")
         return vectors
 
-    def rerank(self, query: str, texts: Sequence[str], tries: int = 0) -> list[float]:
+    def rerank(self, query: str, texts: Sequence[str]) -> list[float]:
         """How well each of `texts` answers `query`: the model's own numbers, no sigmoid."""
-        more = {"tries": tries} if tries else {}
         asked = {"query": query, "texts": list(texts), "raw_scores": True} | CUT["tei"]
-        rows = self.in_order(self.send("POST", "/rerank", asked, **more), len(texts), "score")
+        rows = self.in_order(self.send("POST", "/rerank", asked), len(texts), "score")
         return [float(score) if isinstance(score, int | float) else float("nan") for score in rows]
 
     # Many requests
@@ -350,7 +349,8 @@ def _told(server: Server) -> Iterator[None]:
         yield
     except Silent as error:
         raise UserError(
-            f"{server.where}: can't be reached ({error}); start it, or check its address"
+            f"{server.where}: gives no answer ({error}); check its address, and whether it is up "
+            "and not overloaded"
         ) from None
 
 
@@ -372,7 +372,7 @@ def fetch_server(source: Mapping[str, Any], folder: Path) -> list[str]:
         record = {"server": server.url, "said": said, "batch": server.batch}
         if said.get("kind") != "reranker":
             try:
-                record["dimension"] = int(server.embed(["a"], {}, tries=3).vectors.shape[1])
+                record["dimension"] = int(server.embed(["a"], {}).vectors.shape[1])
             except Refused as error:
                 raise UserError(f"{server.where}: refuses to embed: {error}") from None
             record["cut"] = way_to_cut(server, said)
