@@ -57,7 +57,8 @@ def command(job):
     """What a job runs; everything it needs stands in the plan."""
     share = " --shared" if job.shared else ""
     slot = f"{PYTHON} {FOLDER}/gpu_slot.py {job.gpu}{share} -- " if job.gpu else ""
-    return f"{slot}{PYTHON} {FOLDER}/{SCRIPTS[job.rule]}.py --plan {PLAN_FILE} --job {job.name}"
+    python = shlex.quote(job.python) if job.python else PYTHON
+    return f"{slot}{python} {FOLDER}/{SCRIPTS[job.rule]}.py --plan {PLAN_FILE} --job {job.name}"
 
 
 def log_of(job):

@@ -1,7 +1,8 @@
 # Needs: the config's models, rerankers too. Gives: for each a snapshot with a manifest of digests,
-# then a staged folder whose name and files every library loads the same way.
+# then a staged folder whose name and files every library loads the same way; where a model's own
+# code needs other libraries, an environment of them.
 
-for job in jobs("download", "stage"):
+for job in jobs("download", "environment", "stage"):
 
     rule:
         name:

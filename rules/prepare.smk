@@ -25,5 +25,5 @@ for job in jobs("prepare"):
 rule fetch:
     # All that needs a network, on a machine that has one: for clusters whose nodes have none.
     input:
-        PLAN.of_rules("download", "prepare"),
+        PLAN.of_rules("download", "environment", "prepare"),
     localrule: True

@@ -15,7 +15,8 @@ def main() -> None:
     task = read_job(__doc__)
 
     def make(artifact: Artifact) -> None:
-        preflight(Path(artifact.spec["staged"]), Path(artifact.path))
+        spec = artifact.spec
+        preflight(Path(spec["staged"]), Path(artifact.path), spec["address"])
         print(f"preflight: {artifact.label}")
 
     task.each(task.missing(), make)

@@ -30,6 +30,7 @@ def main() -> None:
             shard=(artifact.piece, spec["of"]),
             output=artifact.path,
             device=pick_device(task.options.device),
+            address=spec["address"],
         )
         print(f"rerank: {artifact.label}")
 

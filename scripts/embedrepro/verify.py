@@ -7,6 +7,7 @@ from .errors import UserError
 from .files import read_json, whole
 from .models.staged import verify_staged
 from .models.staging import listed_files
+from .sources.environments import RECORD as ENVIRONMENT
 from .sources.snapshot import check_digests
 from .vectors.dense import load_array
 
@@ -14,10 +15,13 @@ from .vectors.dense import load_array
 def damage(root: Path | str) -> Iterator[str]:
     """One line for each damaged file below `root`: what is wrong and what to delete.
 
-    Reads everything once: about a second for a gigabyte. Files without a record (reports, logs)
-    are not looked at.
+    Reads everything once: about a second for a gigabyte. Files without a record (reports, logs,
+    packages in an environment) are not looked at.
     """
+    environments = {path.parent for path in Path(root).rglob("pyvenv.cfg")}
     for path in sorted(Path(root).rglob("*")):
+        if environments.intersection(path.parents) and path.name != ENVIRONMENT:
+            continue
         check = check_of(path)
         try:
             if check and path.is_file():

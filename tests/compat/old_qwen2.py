@@ -195,7 +195,12 @@ def settings() -> dict[str, object]:
             "model_input_names": ["input_ids", "attention_mask"],
         },
         "modules.json": [
-            {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"st.{kind}"}
+            {
+                "idx": i,
+                "name": str(i),
+                "path": f"{i}_{kind}" if i else "",
+                "type": f"sentence_transformers.models.{kind}",
+            }
             for i, kind in enumerate(kinds)
         ],
         "1_Pooling/config.json": {"pooling_mode_lasttoken": True},

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import old_qwen2
 import pytest
 from embedrepro.evaluation import watchdog
 from embedrepro.models.staging import stage
+from embedrepro.names import slug
 from helpers import REPOSITORY, snakemake
 
 pytestmark = pytest.mark.compat
@@ -149,3 +151,44 @@ def test_dotted_custom_code_models_pass_through_the_modern_workflow(dotted, tmp_
     assert all("--devices cpu cpu" in row["command"] for row in parity)
     assert max(abs(row["delta"]) for row in parity) <= 1e-4
     assert "Parity with FlagEmbedding" in (tmp_path / "results/compat/report.md").read_text()
+
+
+def test_own_code_in_its_environment_beside_the_native_class_is_the_same_run(
+    dotted, legacy, tmp_path
+):
+    """Through the ordinary workflow; without the environment its code is told to be broken."""
+    facts = {"attention": "causal", "query_prompt": "", "passage_prompt": "Say: "}
+    native = {"id": ID, "source": {"path": str(dotted)}} | facts
+    own = native | {"alias": "own", "native": False, "trust_remote_code": True}
+    source = {"beir": str(REPOSITORY / "data" / "demo")}
+    config = {
+        "experiment": "legacy",
+        "models": [native, own | {"environment": "legacy"}],
+        "datasets": [{"name": "demo", "source": source, "splits": ["test"], "shards": 2}],
+    }
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "environments").symlink_to(legacy.parent)
+    done = snakemake(tmp_path, config=config)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = [run_of(tmp_path / "results" / "legacy", name) for name in (slug(ID), "own")]
+    assert runs[0].keys() == runs[1].keys()
+    for query, docs in runs[0].items():
+        theirs = runs[1][query]
+        assert docs.keys() == theirs.keys()
+        assert max(abs(docs[doc] - theirs[doc]) for doc in docs) <= 1e-5
+    provenance = json.loads((tmp_path / "results/legacy/provenance.json").read_text())
+    versions = {row["model"]: row["versions"]["transformers"] for row in provenance["embeddings"]}
+    assert versions == {slug(ID): version("transformers"), "own": "4.51.3"}
+    broken = snakemake(tmp_path, config=config | {"models": [own], "experiment": "broken"})
+    assert broken.returncode != 0
+    errors = [line for line in broken.stdout.splitlines() if line.startswith("error:")]
+    assert errors and ID in errors[0], broken.stdout + broken.stderr
+
+
+def run_of(results, model):
+    """query -> document -> score of a run file."""
+    found = {}
+    for line in (results / "runs/demo/test" / f"{model}.trec").read_text().splitlines():
+        query, _, doc, _, score, _ = line.split()
+        found.setdefault(query, {})[doc] = float(score)
+    return found

@@ -64,6 +64,9 @@ claim(
     "models[].weights[]:number",
 )
 
+# A gte-Qwen2-shaped model with its own code, beside transformers' class: the same run.
+claim("tests/compat/test_old_environment.py", "models[].environment:string")
+
 # Facts of a model: one row each, all in one run
 
 
@@ -864,6 +867,140 @@ def test_runs_made_elsewhere_and_numbers_published_elsewhere(shelf, tmp_path, fo
         assert reproduce.status != 0 and "not reproduced" in reproduce.screen
 
 
+ASK_SERVER = {"normalize": True, "query_prompt": "Ask: ", "passage_prompt": ""}
+
+
+def held_by_servers(shelf, tei, openai, reranker):
+    """A config of a local model, the same on two servers, and a reranker here and there."""
+    cross = {"run": "local", "depth": 5}
+    models = [
+        entry("local", shelf / "bert", alias="local", **ASK_SERVER),
+        {"id": "me/tei", "source": {"server": tei.url, "model": "me/m", "api": "tei"}} | ASK_SERVER,
+        {"id": "me/openai", "source": {"server": f"{openai.url}/v1", "model": "small",
+                                       "api": "openai"}, "engine": "http"} | ASK_SERVER,
+        {"id": "small", "source": {"server": openai.url}, "revision": "v1"} | ASK_SERVER,
+        entry("cross", shelf / "cross", alias="cross", rerank=cross),
+        {"id": "me/cross", "source": {"server": reranker.url}, "rerank": cross},
+    ]  # fmt: skip
+    dataset = {"name": "mine", "source": {"beir": str(shelf / "mine")}, "shards": 3}
+    return {"experiment": "x", "models": models, "datasets": [dataset]}
+
+
+@covers("models[].source.server:string", "models[].source.model:string", "models[].engine=http",
+        "models[].source.api=tei", "models[].source.api=openai")  # fmt: skip
+def test_models_on_servers(shelf, tmp_path):
+    """The runs are the local model's, through faults; nothing is pinned, all verdicts say so."""
+    from embedding_server import COMMIT, EmbeddingServer
+
+    cross_encoder(shelf / "cross")
+    secret = "sk-only-for-tests-5e11a7e"
+    env = environment(EMBED_REPRO_SERVER_KEY=secret)
+    with (
+        EmbeddingServer(shelf / "bert", "tei", key=secret) as tei,
+        EmbeddingServer(shelf / "bert", "openai", "small", key=secret) as openai,
+        EmbeddingServer(shelf / "cross", "tei", "me/cross", key=secret, reranker=True) as reranker,
+    ):
+        config = held_by_servers(shelf, tei, openai, reranker)
+        columns = ["model_id", "dataset", "split", "metric", "value", "protocol", "source"]
+        rows = [[m, "mine", "test", "nDCG@10", "0.5", "trec_eval", "us"] for m in
+                ("me/tei", "me/openai", "me/cross", "me/local")]  # fmt: skip
+        told = tmp_path / "published.tsv"
+        told.write_text("".join("\t".join(row) + "\n" for row in [columns, *rows]))
+        config["published"] = str(told)
+        tei.fail("/embed", "429", times=3)
+        openai.fail("/v1/embeddings", "drop", times=2)
+        openai.fail("/v1/embeddings", "shuffled", times=50)
+        reranker.fail("/rerank", "500", times=1)
+        drive(tmp_path, config, env=env).ok()
+        assert not tei.unspent() and max(len(b.get("inputs", [])) for _, _, b in tei.requests) == 5
+    results = Results(tmp_path, "x")
+    texts = Texts(1)
+    truth = oracle.search(
+        oracle.vectors(shelf / "bert", texts.queries, prompt="Ask: "),
+        oracle.vectors(shelf / "bert", texts.joined()),
+    )
+    for name in ("local", "me__tei", "me__openai", "small"):
+        oracle.same_run(results.run(name, "mine"), truth, 1e-5)
+    oracle.same_run(results.run("me__cross", "mine"), results.run("cross", "mine"), 1e-5)
+    reasons = {r["model_id"]: r["reason"] for r in table(results.folder / "verdicts.tsv")}
+    assert all(("not pinned" in reasons[m]) == (m != "me/local") for m in reasons), reasons
+    assert len(reasons) == 4
+    provenance = json.loads((results.folder / "provenance.json").read_text())
+    pinned = {row["model"]: row["pinned"] for row in provenance["models"]}
+    assert pinned == {"local": True, "cross": True} | dict.fromkeys(
+        ("me__tei", "me__openai", "small", "me__cross"), False
+    )
+    revisions = {r["model"]: r["revision"] for r in table(results.folder / "metrics.tsv")}
+    assert (revisions["me__tei"], revisions["small"]) == (COMMIT, "v1")
+    # All servers are gone: what was made is shown, and nothing is asked of them.
+    again = drive(tmp_path, config, env=env).ok()
+    assert not again.computing and "nDCG@10" in again.screen
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert not [path for path in written if secret.encode() in path.read_bytes()]
+
+
+def test_a_server_that_fails_midway_is_gone_on_with(shelf, tmp_path):
+    from embedding_server import EmbeddingServer
+
+    with EmbeddingServer(shelf / "bert", "tei") as server:
+        served = {"id": "me/m", "source": {"server": server.url}} | ASK_SERVER
+        dataset = {"name": "mine", "source": {"beir": str(shelf / "mine")}, "shards": 8}
+        config = {"experiment": "x", "models": [served], "datasets": [dataset]}
+        honest, passages = server.of, list(Texts(1).joined().values())
+        server.of = lambda text: None if text == passages[10] else honest(text)
+        done = drive(tmp_path, config)
+        done.refused("me/m: server", "lists of one length")
+        made = {p.name for p in (tmp_path / "store/vectors").rglob("corpus-*.npy")}
+        assert 0 < len(made) < 8
+        server.of, server.requests[:] = honest, []
+        drive(tmp_path, config).ok()
+        asked = {text for path, _, b in server.requests if path == "/embed" for text in b["inputs"]}
+        left = {text for text in passages if text in asked}
+        assert passages[10] in left and len(left) <= (8 - len(made)) * 3
+
+
+@covers("models[].code_revision:string")
+def test_code_of_a_second_repository_is_pinned_with_its_own_commit(shelf, tmp_path):
+    folder = bert_with_code(tmp_path / "linked", seed=5)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "other/Code-2.0--modeling_own.OwnModel"}
+    write_json(folder / "config.json", config)
+    source = (folder / "modeling_own.py").read_bytes()
+    (folder / "modeling_own.py").unlink()
+    code = {"modeling_own.py": source.replace(b"0.5", b"SHIFT").replace(
+        b"from transformers", b"from .shift import SHIFT\nfrom transformers"),
+        "shift.py": b"SHIFT = 0.5\n", "README.md": b"code alone"}  # fmt: skip
+    with HubServer({"me/Linked-1.5B": files(folder), "other/Code-2.0": code}) as hub:
+        linked = {"id": "me/Linked-1.5B", "revision": hub.commit("me/Linked-1.5B")}
+        linked |= {"trust_remote_code": True, "native": False}
+        local = {"id": "me/Local-1.5B", "source": {"path": str(folder)}} | {
+            k: linked[k] for k in ("trust_remote_code", "native")
+        }
+        pin = {"code_revision": hub.commit("other/Code-2.0")}
+        mine = {"name": "mine", "source": {"beir": str(shelf / "mine")}}
+        config = {"experiment": "x", "models": [linked | pin, local | pin], "datasets": [mine]}
+        env = environment(**{k: v for k, v in hub.env().items() if k.startswith("HF_")},
+                          HF_HOME=str(tmp_path / "hf"), NO_PROXY="127.0.0.1")  # fmt: skip
+        for number, row in enumerate((linked, local)):
+            bare = config | {"experiment": f"bare{number}", "models": [row]}
+            hub.requests.clear()
+            done = drive(tmp_path / "bare", bare, env=env)
+            done.refused(f"error: {row['id']}: its code modeling_own.py", "code_revision:")
+            assert not [path for _, path, _ in hub.requests if "Code-2.0" in path]
+        drive(tmp_path / "w", config, env=env).ok()
+    results = Results(tmp_path / "w", "x")
+    run = oracle.search(
+        oracle.vectors(folder, Texts(1).queries, shift=0.5),
+        oracle.vectors(folder, Texts(1).joined(), shift=0.5),
+    )
+    for name in ("me__Linked-1_5B", "me__Local-1_5B"):
+        oracle.same_run(results.run(name, "mine"), run, 2e-5)
+    provenance = json.loads((results.folder / "provenance.json").read_text())
+    stage = provenance["models"][0]["stage"]
+    assert set(stage["code"]) == {"modeling_own.py", "shift.py"}
+    assert stage["code"]["shift.py"] == digest(b"SHIFT = 0.5\n")
+
+
 @covers("plan.tflops:number")
 def test_the_plan_reckons_with_the_devices_speed(shelf, tmp_path):
     """A known model on a known corpus; nothing is fetched for a plan."""
@@ -921,4 +1058,5 @@ def test_what_is_claimed_was_driven():
     if len(CONFIGS) < 20:
         pytest.skip("only some journeys were run")
     driven = {form for config in CONFIGS for form in used(config, SCHEMA)}
-    assert not sorted(COVERED.keys() - driven)
+    here = {f for f, by in COVERED.items() if not all(name.startswith("tests/") for name in by)}
+    assert not sorted(here - driven)

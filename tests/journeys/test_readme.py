@@ -8,10 +8,11 @@ import pytest
 import yaml
 from cloning import fresh_clone
 from drive import REPOSITORY, Done, Results, environment, run, table
+from embedding_server import EmbeddingServer
 from helpers import XQUAD
 from hub_server import HubServer
 from minilm import minilm_folder
-from stand_ins import Texts, bert, files
+from stand_ins import Texts, bert, cross_encoder, files
 from test_experiments import pins
 
 pytestmark = pytest.mark.journey
@@ -64,7 +65,21 @@ def place(tmp_path_factory):
         tables["mteb/XQuADRetrieval"] = public.dataset_files(xquad())
     home = folder / "home"
     bert(home / "models/me/Dotted-1.5")
-    with HubServer(models, tables, commits=pins() | registry_pins()) as hub:
+    cross_encoder(folder / "cross")
+    with (
+        HubServer(models, tables, commits=pins() | registry_pins()) as hub,
+        EmbeddingServer(home / "models/me/Dotted-1.5", "tei", "BAAI/bge-base-en-v1.5") as tei,
+        EmbeddingServer(tei.folder, "openai", "text-embedding-3-small") as openai,
+        EmbeddingServer(folder / "cross", "tei", "BAAI/bge-reranker-base", reranker=True) as cross,
+    ):
+        served = (clone / "served.yaml").read_text("utf-8")
+        for address, local in (
+            ("http://gpu3:8080", tei.url),
+            ("https://api.openai.com/v1", f"{openai.url}/v1"),
+            ("http://gpu3:8081", cross.url),
+        ):
+            served = served.replace(address, local)
+        (clone / "served.yaml").write_text(served, encoding="utf-8")
         own = {k: v for k, v in hub.env().items() if k.startswith("HF_")}
         env = environment(**own, HF_HOME=str(folder / "hf"), NO_PROXY="127.0.0.1")
         env |= {"JOURNEYS_IR_DATASETS": str(public.ir_datasets(folder / "ir"))}

@@ -43,14 +43,14 @@ KNOWN_DATASETS = Registry(
 SCHEMA = config_schema(REPOSITORY)
 
 
-def experiment(path_digest=lambda path: f"of {path}", **changes):
+def experiment(path_digest=lambda path: f"of {path}", served=dict, **changes):
     config = {
         "experiment": "t",
         "models": [{"id": "Org/Known-1.5B"}],
         "datasets": ["beir/scifact"],
     }
     known = SCHEMA, KNOWN_MODELS, KNOWN_DATASETS
-    return read_experiment(config | changes, *known, path_digest, lambda path: f"of {path}")
+    return read_experiment(config | changes, *known, path_digest, lambda path: f"of {path}", served)
 
 
 def outside(built, **sizes):
@@ -421,7 +421,7 @@ MISTAKES = {
     "moving revision": ({"models": [MODEL | {"revision": "main"}]}, ["'main' can move"]),
     "two sources": (
         {"models": [MODEL | {"source": {"path": "a", "demo": 1}}]},
-        ["one of hub, wheel, wheels, path and demo"],
+        ["one of hub, wheel, wheels, path, demo and server"],
     ),
     "same slug": (
         {"models": [{"id": "a.b", "source": {"demo": 1}}, {"id": "a_b", "source": {"demo": 1}}]},

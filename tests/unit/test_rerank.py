@@ -292,5 +292,5 @@ def test_code_from_another_repository_is_refused(tmp_path, model):
     trusted = spec_of() | {"source": hub, "trust_remote_code": True}
     with pytest.raises(UserError, match=r"another repository \(other/repo\), which nothing pins"):
         stage(trusted, folder, tmp_path / "st")
-    with pytest.raises(UserError, match="modeling.py is not in the snapshot"):
+    with pytest.raises(UserError, match="code_revision: .*or put that file beside config.json"):
         stage(trusted | {"source": {"path": "/x"}}, folder, tmp_path / "st")

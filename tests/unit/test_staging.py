@@ -371,7 +371,7 @@ BROKEN = [
         "bytes, the",
     ),
     ("code missing", auto("modeling_x.Model"), "modeling_x.py is not in the snapshot"),
-    ("code elsewhere", auto("other/repo--modeling_x.Model"), "is not in the snapshot"),
+    ("code elsewhere", auto("other/repo--modeling_x.Model"), "set code_revision: under the model"),
     ("code that leads outside", auto("../../evil.Model"), "is not module.Class"),
     ("code not Python", auto("m.Model") | {"m.py": "def ("}, "not Python"),
     ("auto_map a list", {"config.json": CUSTOM | {"auto_map": ["x"]}}, "auto_map is not a table"),

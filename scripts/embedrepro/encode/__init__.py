@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..startup import uncollected
 from .engine import ENGINES, Engine, Precision, engine_of
 from .facts import Facts, resolve
@@ -43,10 +43,11 @@ def load_engine(
 
         verify_code(Path(staged))
     import_libraries(engine_of(facts))
-    from transformers.utils import logging
+    if ENGINES[engine_of(facts)].local:
+        from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
     engine: Engine = ENGINES[engine_of(facts)].load()(
         facts, pick_device(device), tokens_per_batch, compiled
     )
@@ -56,11 +57,18 @@ def load_engine(
 @uncollected()
 def import_libraries(engine: str) -> None:
     """Import what an engine needs, which takes seconds: for who has something to do meanwhile."""
-    # Nothing here may reach for the network: the staged folder is whole.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from transformers import AutoModel, AutoTokenizer  # noqa: F401
+    if ENGINES[engine].local:
+        # Nothing here may reach for the network: the staged folder is whole.
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        from transformers import AutoModel, AutoTokenizer  # noqa: F401
 
-    ENGINES[engine].load()
+    try:
+        ENGINES[engine].load()
+    except ImportError as error:
+        raise UserError(
+            f"engine {engine}: can't be had with the libraries of this environment "
+            f"({printable(error)}); choose another engine: or environment:"
+        ) from None
 
 
 def pick_device(device: str) -> str:

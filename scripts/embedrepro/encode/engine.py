@@ -40,8 +40,8 @@ class Precision:
 class Engine(Protocol):
     """A loaded model.
 
-    `dimension`: length of a whole vector. `tokens_per_batch`: the budget in use. `remarks`: what
-    else a sidecar says of the computation.
+    `dimension`: length of a whole vector. `tokens_per_batch`: the budget in use, None where it has
+    none. `remarks`: what else a sidecar says of the computation, or says otherwise.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Engine(Protocol):
     device: "torch.device"
     precision: Precision
     dimension: int
-    tokens_per_batch: int
+    tokens_per_batch: int | None
     remarks: dict[str, Any]
 
     def encode(
@@ -72,11 +72,15 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Kind:
-    """Where an engine is, and the packages whose versions its vectors depend on."""
+    """Where an engine is, and the packages whose versions its vectors depend on.
+
+    `local`: it computes here, with transformers; else elsewhere.
+    """
 
     module: str
     cls: str
     packages: tuple[str, ...]
+    local: bool = True
 
     def load(self) -> Any:
         """The engine's class; imports what it needs."""
@@ -94,6 +98,7 @@ ENGINES = {
     "multivector": Kind(".multivector", "MultiVectorEngine", (*_BASE, "sentence-transformers")),
     "m3": Kind(".m3", "M3Engine", (*_BASE, "safetensors")),
     "flagembedding": Kind(".flag", "FlagEngine", (*_BASE, "FlagEmbedding")),
+    "http": Kind(".http", "HttpEngine", (), local=False),
 }
 
 

@@ -27,6 +27,9 @@ FAST = "fast"  # as a piece's dtype: what stage.json's fast_dtype names
 # What may be laid over stage.json. `engine` and `max_length` are for tests and comparisons: the
 # workflow states them to staging.
 SETTINGS = ("query_prompt", "passage_prompt", "max_length", "dtype", "engine", "dimensions")
+SETTINGS += ("address",)  # where a model on a server is now
+
+SERVED = ("server", "address")  # facts of a model on a server alone
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Facts:
     `max_length` counts tokens with prompt and special tokens. `modules` are the steps after the
     transformer in order, as staging describes them: {"type", "path", and sentence-transformers'
     keys of that module}; after them the vector is cut to `dimensions`, and normalised where
-    `normalize` says so. `full_dimension`: its length before the cut.
+    `normalize` says so. `full_dimension`: its length before the cut. `server`: what was found out
+    about the server of a model that has one, `address` where it is; what nobody says is None.
     """
 
     staged: Path
@@ -46,20 +50,22 @@ class Facts:
     architecture: str
     native: bool
     trust_remote_code: bool
-    attention: Attention
+    attention: Attention | None
     end_token: str | None
     pooling: Pooling
     include_prompt: bool
     normalize: bool
     query_prompt: str | Mapping[str, str] | None
     passage_prompt: str | Mapping[str, str] | None
-    max_length: dict[Role, int]
+    max_length: Mapping[Role, int]
     dtype: Dtype
     engine: Engine
     dimensions: int | None
     full_dimension: int
     hidden_size: int
     modules: tuple[dict[str, Any], ...] = ()
+    server: Mapping[str, Any] | None = None
+    address: str | None = None
 
     @property
     def dimension(self) -> int:
@@ -88,7 +94,7 @@ class Facts:
         """The facts as JSON, for the sidecar."""
         facts = asdict(self)
         del facts["staged"]
-        return facts
+        return facts if self.server else {k: v for k, v in facts.items() if k not in SERVED}
 
 
 def resolve(staged: Path | str, settings: Mapping[str, Any]) -> Facts:
@@ -132,6 +138,8 @@ def resolve(staged: Path | str, settings: Mapping[str, Any]) -> Facts:
         full_dimension=merged.get("full_dimension", merged["hidden_size"]),
         hidden_size=merged["hidden_size"],
         modules=tuple(merged.get("modules", ())),
+        server=merged.get("server"),
+        address=merged.get("address"),
     )
     _check(facts)
     return facts

@@ -2,14 +2,17 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from inspect import signature
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..errors import UserError, printable
+from ..models.architectures import packs
 from ..models.facts_table import Role
-from . import attention
 from .batches import CPU_BUDGET, CUDA_BUDGET, Part, Sequences, padded_widths, step
 from .engine import check_finite, cut_dimensions, pick_precision
 from .facts import Facts
@@ -52,7 +55,11 @@ class FlagEngine:
         default = CUDA_BUDGET if self.device.type == "cuda" else CPU_BUDGET
         self.tokens_per_batch = tokens_per_batch or default
         last_token = facts.pooling == "last_token"
-        self.embedder = (decoder.BaseLLMEmbedder if last_token else encoder.BaseEmbedder)(
+        embedder = decoder.BaseLLMEmbedder if last_token else encoder.BaseEmbedder
+        self.takes = signature(embedder).parameters
+        if facts.dtype == "bfloat16":
+            self._refuse_old("use_bf16", "dtype: float16 or float32")
+        self.embedder = embedder(
             str(facts.staged),
             normalize_embeddings=facts.normalize,
             use_fp16=facts.dtype == "float16",
@@ -61,7 +68,9 @@ class FlagEngine:
             trust_remote_code=facts.trust_remote_code,
             **({} if last_token else {"pooling_method": facts.pooling}),
         )
-        if facts.native and facts.architecture != "mpnet":
+        if facts.native and facts.architecture != "mpnet" and packs():
+            from . import attention
+
             self.embedder.model.set_attn_implementation(attention.PADDED)
         self.tokenizer = self.embedder.tokenizer
         give_padding(self.tokenizer)
@@ -78,8 +87,18 @@ class FlagEngine:
         dimensions: int | None = None,
     ) -> Iterator[Part]:
         kept = cut_dimensions(self.facts, self.dimension, dimensions)
+        if kept < self.dimension:
+            self._refuse_old("truncate_dim", "dimensions: [a list], which is cut afterwards")
         tokeniser = Tokeniser(self.tokenizer, self.facts, role, instruction, prompt)
         return self._parts(tokeniser, texts, kept)
+
+    def _refuse_old(self, argument: str, hint: str) -> None:
+        """Older versions take every argument, and those that they don't know have no effect."""
+        if argument not in self.takes:
+            raise UserError(
+                f"{printable(self.facts.model_id)}: FlagEmbedding {version('FlagEmbedding')} in "
+                f"its environment has no {argument}; set {hint}"
+            )
 
     def _parts(self, tokeniser: Tokeniser, texts: Iterable[str], kept: int) -> Iterator[Part]:
         self.embedder.truncate_dim = kept

@@ -30,8 +30,8 @@ class Piece:
     shard `shard` (from 0) of `of`. `dtype`: float32, bfloat16, float16, fp8, or fast for the one
     that stage.json names. `prompt`: what stands before each text; None is the staged prompt, with
     `instruction` for its {task}. `title`: join or drop. `dimensions`: None is as staged.
-    `compiled`: whether the model's layers are compiled. Bytes depend on all of these but `of` and
-    `shard`, and on nothing else.
+    `compiled`: whether the model's layers are compiled. `address`: where a model on a server is
+    now. Bytes depend on all of these but `of`, `shard` and `address`, and on nothing else.
     """
 
     texts: Path
@@ -45,6 +45,7 @@ class Piece:
     title: str = "join"
     dimensions: int | None = None
     compiled: bool = False
+    address: str | None = None
 
 
 def encode_pieces(
@@ -80,7 +81,8 @@ def encode_pieces(
         mine = [piece for piece in left if (dtypes[piece], piece.compiled) == (dtype, compiled)]
 
         def load(dtype: str = dtype, compiled: bool = compiled) -> Engine:
-            return load_engine(staged, {"dtype": dtype}, device, tokens_per_batch, compiled)
+            settings = {"dtype": dtype, "address": left[0].address}
+            return load_engine(staged, settings, device, tokens_per_batch, compiled)
 
         errors += _encode_with(load, mine, on_model, matching(others, facts, dtype, compiled))
         on_model = None  # float32 comes first
@@ -242,7 +244,7 @@ def describe(engine: Engine, piece: Piece, prompt: str) -> dict[str, Any]:
         settings[f"{piece.role}_prompt"] = piece.prompt
     if piece.dimensions is not None:
         settings["dimensions"] = piece.dimensions
-    return engine.remarks | {
+    return {
         "model_id": engine.facts.model_id,
         "engine": engine.name,
         "asked_dtype": piece.dtype,
@@ -259,4 +261,4 @@ def describe(engine: Engine, piece: Piece, prompt: str) -> dict[str, Any]:
         "title": piece.title,
         "settings": settings,
         "versions": {name: version(name) for name in ENGINES[engine.name].packages},
-    }
+    } | engine.remarks

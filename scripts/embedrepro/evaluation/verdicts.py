@@ -120,7 +120,7 @@ def _verdict(row: Published, run: Run, scored: Mapping[str, float] | None) -> Ve
     measured = None if scored is None else scored["value"]
     allowed = tolerance(row, run.queries)
     if scored is None or reasons:
-        word, words = NOT_COMPARABLE, reasons
+        word, words = NOT_COMPARABLE, [*reasons, *_unpinned(run)]
     else:
         low, high = scored.get("rounding_low"), scored.get("rounding_high")
         word = judge(row.value, scored["value"], allowed, low, high)
@@ -271,9 +271,9 @@ def _remarks(
     row: Published, run: Run, word: str, low: float | None, high: float | None
 ) -> Iterator[str]:
     """What to know beside the verdict: what nobody says, and how the other number was made."""
-    if run.facts.get("pinned") is False:
-        yield "not pinned: a server's model can change"
-    elif row.revision is not None and not COMMIT.fullmatch(run.revision):
+    unpinned = list(_unpinned(run))
+    yield from unpinned
+    if not unpinned and row.revision is not None and not COMMIT.fullmatch(run.revision):
         yield f"this run's revision is no commit, published for {row.revision[:12]}"
     if word == WITHIN:
         yield f"rounding alone moves this run's value between {low:.5f} and {high:.5f}"
@@ -287,6 +287,11 @@ def _remarks(
             yield f"{row.protocol} {row.protocol_version}"
         if row.note:
             yield row.note
+
+
+def _unpinned(run: Run) -> Iterator[str]:
+    if run.facts.get("pinned") is False:
+        yield "not pinned: a server's model can change"
 
 
 UNKNOWN: Sequence[tuple[str, Callable[[Published], bool]]] = (

@@ -6,6 +6,7 @@ all of it; both are literal tables, so they are parsed instead.
 
 import ast
 from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +20,17 @@ ENCODERS = {
     "umt5": "UMT5EncoderModel",
     "longt5": "LongT5EncoderModel",
 }
+
+
+def packs() -> bool:
+    """Whether the installed transformers lets attention and its masks be replaced, since 4.53."""
+    return (_package("transformers") / "masking_utils.py").is_file()
+
+
+def dtype_name() -> str:
+    """What `from_pretrained` calls the precision: before 4.56 it took only the older word."""
+    major, minor = map(int, version("transformers").split(".")[:2])
+    return "dtype" if (major, minor) >= (4, 56) else "torch_dtype"
 
 
 def _package(name: str) -> Path:
@@ -47,9 +59,10 @@ def _tables(file: Path) -> dict[str, dict[str, str]]:
 @cache
 def native_class(model_type: str) -> str | None:
     """The class that transformers' AutoModel picks for a `model_type`, or None if it has none."""
-    folder = _package("transformers")
-    configs = _tables(folder / AUTO / "auto_mappings.py")["CONFIG_MAPPING_NAMES"]
-    models = _tables(folder / AUTO / "modeling_auto.py")["MODEL_MAPPING_NAMES"]
+    folder = _package("transformers") / AUTO
+    places = (folder / "auto_mappings.py", folder / "configuration_auto.py")  # here until 5
+    configs = _tables(next(filter(Path.is_file, places)))["CONFIG_MAPPING_NAMES"]
+    models = _tables(folder / "modeling_auto.py")["MODEL_MAPPING_NAMES"]
     return models.get(model_type) if model_type in configs else None
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import printable
 from ..startup import uncollected
-from .architectures import ENCODERS
+from .architectures import ENCODERS, dtype_name
 
 Finding = dict[str, Any]  # {"check": name, "ok": bool, "detail": one line}
 FULL_BYTES = 700 * 2**20  # weights above this are loaded only in part
@@ -103,7 +103,11 @@ def load(staged: Path, record: dict[str, Any]) -> tuple[Any, Any, list[Finding]]
     cls = getattr(transformers, encoder) if encoder else AutoModel
     with poisoned():
         model, info = cls.from_pretrained(
-            staged, config=config, dtype=torch.float32, output_loading_info=True, **trust
+            staged,
+            config=config,
+            output_loading_info=True,
+            **{dtype_name(): torch.float32},
+            **trust,
         )
     heads = HEADS_OF.get(record["architecture"])
     return tokenizer, model.eval(), [scope, weights_finding(info, layers, heads)]

@@ -11,7 +11,7 @@ from ..errors import UserError, printable
 
 Role = Literal["query", "passage"]
 Dtype = Literal["float32", "bfloat16", "float16", "fp8"]
-Engine = Literal["packed", "sentence_transformers", "flagembedding"]
+Engine = Literal["packed", "sentence_transformers", "flagembedding", "http"]
 Attention = Literal["causal", "bidirectional"]
 # As sentence-transformers names the modes, but for cls and last_token, which FlagEmbedding names.
 # `modules`: the vector comes out of the model's own modules (several modes at once, a static one).
@@ -161,7 +161,12 @@ TABLE: dict[str, Fact] = {
             "precision of the fast computation; auto: the checkpoint's own half, or float16",
             stated_by=_BY_CHECKPOINT,
         ),
-        Fact("engine", _enum(AUTO, *get_args(Engine)), "what encodes", stated_by=_BY_HAND),
+        Fact(
+            "engine",
+            _enum(AUTO, *get_args(Engine)),
+            "what encodes; http is a server's",
+            stated_by=_BY_HAND,
+        ),
         Fact(
             "dimensions",
             {"type": "integer", "minimum": 1},

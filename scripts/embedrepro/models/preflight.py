@@ -22,6 +22,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,17 @@ LOADING = (OSError, ValueError, ImportError, RuntimeError, TypeError, AttributeE
 COMPUTING = ("torch", "transformers", "tokenizers", "sentence-transformers", "numpy")
 
 
-def preflight(staged: Path | str, output: Path | str) -> None:
+def preflight(staged: Path | str, output: Path | str, address: str | None = None) -> None:
     """Check the staged folder and write the findings to `output`; takes some seconds.
 
-    Raises UserError naming the first check that failed; then nothing is written. Nothing reaches
-    for the network. It can run in a process of its own or in one that encodes afterwards; there the
-    imports are paid once.
+    `address`: where a model on a server is now; of others nothing reaches for the network. Raises
+    UserError naming the first check that failed; then nothing is written. It can run in a process
+    of its own or in one that encodes afterwards; there the imports are paid once.
     """
     staged = Path(staged).absolute()
     record = read_json(staged / "stage.json")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    findings = examined(staged, record)
+    findings = examined(staged, record, address)
     refuse_failed(findings, printable(record["id"]))
     versions = {name: installed(name) for name in COMPUTING}
     write_record(output, {"id": record["id"], "findings": findings, "versions": versions})
@@ -59,8 +60,12 @@ def installed(name: str) -> str | None:
         return None
 
 
-def examined(staged: Path, record: dict[str, Any]) -> list[Finding]:
+def examined(staged: Path, record: dict[str, Any], address: str | None) -> list[Finding]:
     """The findings for a staged folder, in the order of the checks."""
+    if "server" in record:
+        from .served import examine_server
+
+        return examine_server(record, address or record["address"])
     if record.get("kind") == "reranker":
         from .rerankers import examine_reranker
 
@@ -73,7 +78,11 @@ def examined(staged: Path, record: dict[str, Any]) -> list[Finding]:
         return compare(staged, record)  # sentence-transformers' own modules, nothing else to probe
     findings = own_code(staged, record) if record["code"] else native(staged)
     if record.get("beyond") and all(row["ok"] for row in findings):
-        findings += compare(staged, record)
+        if find_spec("sentence_transformers"):
+            findings += compare(staged, record)
+        else:
+            detail = "not compared: its environment has no sentence-transformers"
+            findings.append(finding("sentence-transformers", True, detail))
     return findings
 
 

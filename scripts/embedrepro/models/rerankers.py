@@ -12,10 +12,10 @@ from ..errors import UserError, printable
 from ..files import atomic, sha256, write_json, write_record
 from ..sources.hub import check_replaceable
 from ..sources.snapshot import check_digests, check_no_pointers, check_whole
-from .architectures import flagembedding_rerankers, native_head
+from .architectures import dtype_name, flagembedding_rerankers, native_head
 from .examination import HEADS, NEAR, TEXTS, Finding, finding, poisoned
 from .facts import Resolver, token_text
-from .remote_code import code_files, localize, refuse_elsewhere
+from .remote_code import code_files, localize, native_wanted
 from .st_files import Layout, json_object
 from .staging import (
     TOKENIZER_FILES,
@@ -108,8 +108,8 @@ def stage_reranker(
         folder.mkdir()
         for name in weights:
             link(snapshot / name, folder / name)
-        for name in code:
-            copy(snapshot / name, folder / name)
+        for name, path in code.items():
+            copy(path, folder / name)
         linked = [*weights, *link_modules(snapshot, folder, files, spec)]
         staged = {k: v for k, v in config.items() if k not in ("auto_map", "_name_or_path")}
         if code:
@@ -191,29 +191,30 @@ def choose_class(
     config: Mapping[str, Any],
     recipe: str,
     decisions: list[dict[str, Any]],
-) -> tuple[list[str], str]:
+) -> tuple[dict[str, Path], str]:
     """The code files to keep (none for a native class) and the model class's name."""
     task = TASKS[recipe]
     built = native_head(str(config["model_type"]), task)
     custom = config.get("auto_map") or {}
     target = custom.get(task)
-    wanted = (spec.get("facts") or {}).get("native")
+    stated = (spec.get("facts") or {}).get("native")
+    wanted = native_wanted(spec, stated, target, printable(spec["id"]))
     if wanted is None:
         wanted = not (target and spec.get("trust_remote_code"))
     if built and (wanted or not target):
         reason = f"transformers has {built}" + ("; custom code dropped" if custom else "")
         decisions.append(decision("class", built, "transformers", reason))
-        return [], built
+        return {}, built
     if not isinstance(target, str):
         raise UserError(
             f"{snapshot}: transformers has no {task} for {printable(config['model_type'])} and "
             f"config.json's auto_map names none"
         )
     refuse_untrusted(spec)
-    refuse_elsewhere(spec, custom)
+    code = code_files(spec, snapshot, snapshot, custom)
     reason = "custom code, kept and trusted by the config"
     decisions.append(decision("class", target.rpartition(".")[2], "auto_map", reason))
-    return code_files(snapshot, custom), target.rpartition(".")[2]
+    return code, target.rpartition(".")[2]
 
 
 def padding(snapshot: Path, recipe: str) -> str:
@@ -288,7 +289,7 @@ def examine_reranker(staged: Path, record: dict[str, Any]) -> list[Finding]:
         tokenizer = AutoTokenizer.from_pretrained(staged, **trust)
         with poisoned():
             model, info = getattr(transformers, task).from_pretrained(
-                staged, dtype=torch.float32, output_loading_info=True, **trust
+                staged, output_loading_info=True, **{dtype_name(): torch.float32}, **trust
             )
     except Exception as error:  # own code may raise anything
         return [finding("load", False, f"it can't be loaded: {printable(error)}")]

@@ -17,12 +17,13 @@ from typing import Any
 
 from ..errors import UserError, printable
 from ..files import atomic, damaged, sha256, write_json, write_record
+from ..sources.code import CODE
 from ..sources.hub import check_replaceable
 from ..sources.snapshot import check_digests, check_no_pointers, check_whole
-from .architectures import ENCODERS, native_class
+from .architectures import ENCODERS, native_class, packs
 from .facts import Resolved, hidden_size, resolve
 from .facts_table import KINDS, VECTORS
-from .remote_code import code_files, localize, refuse_elsewhere
+from .remote_code import code_files, localize, native_wanted
 from .st_files import Layout, json_object, module_files
 from .tokenizer_files import TOKENIZER_FILES, refuse_bad_tokenizer, write_tokenizer
 
@@ -47,6 +48,10 @@ def stage(
         raise UserError(f"{output}: a staged folder's name must not hold a dot")
     if not snapshot.is_dir():
         raise UserError(f"{snapshot}: no such folder; download the model first")
+    if "server" in spec["source"]:
+        from .served import stage_server
+
+        return stage_server(spec, snapshot, output)
     if spec.get("kind") == "reranker":
         from .rerankers import stage_reranker
 
@@ -146,7 +151,8 @@ class _TransformerFolder(_Folder):
         if config.get("use_bidirectional_attention"):
             self.layout.beyond.append("use_bidirectional_attention")
         modules = self.steps(config)
-        code, cls = choose_code(self.spec, self.base, config, self.facts, self.decisions)
+        folders = self.snapshot, self.base
+        code, cls = choose_code(self.spec, *folders, config, self.facts, self.decisions)
         engine = self.engine(config, bool(code))
         record = self.record(config["model_type"], cls, code) | self.facts | engine
         record |= {
@@ -160,8 +166,8 @@ class _TransformerFolder(_Folder):
             folder.mkdir()
             for name in weights:
                 link(self.base / name, folder / name)
-            for name in code:
-                copy(self.base / name, folder / name)
+            for name, path in code.items():
+                copy(path, folder / name)
             linked = [*weights, *self.link_modules(folder), *self.link_heads(folder)]
             write_json(folder / "config.json", staged_config(config, self.facts, code))
             write_tokenizer(self.base, folder, self.facts, self.layout, str(config["model_type"]))
@@ -223,9 +229,10 @@ class _GeneralFolder(_Folder):
 
     def write(self, output: Path) -> dict[str, Any]:
         names = [name for name in self.files if name != "manifest.json"]
-        code = [name for name in names if name.endswith(".py")] if self.layout.own else []
+        code: dict[str, Path] = {}
         if self.layout.own:
             refuse_untrusted(self.spec)
+            code = self.own_code(names)
         names = [name for name in names if not name.endswith((".py", ".md"))]
         weights = [name for name in names if name.endswith((".safetensors", ".bin"))]
         for name in weights:
@@ -234,6 +241,8 @@ class _GeneralFolder(_Folder):
         config = json_object(self.snapshot / "config.json", {})
         if not self.layout.own:
             config = {key: value for key, value in config.items() if key != "auto_map"}
+        elif config.get("auto_map"):
+            config["auto_map"] = localize(config["auto_map"])
         wanted = self.facts.pop("engine")
         if wanted not in ("auto", "sentence_transformers"):
             raise UserError(
@@ -260,7 +269,9 @@ class _GeneralFolder(_Folder):
         record["dimension"] = cut(record, printable(self.spec["id"]))
         with atomic(output) as folder:
             folder.mkdir()
-            for name in [*names, *code]:
+            for name, path in code.items():
+                copy(path, folder / name)
+            for name in names:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 if name in weights:
                     link(self.snapshot / name, folder / name)
@@ -271,6 +282,13 @@ class _GeneralFolder(_Folder):
             self.finish(folder, record, weights)
             check_replaceable(output, staged_names(folder))
         return record
+
+    def own_code(self, names: Iterable[str]) -> dict[str, Path]:
+        """All code of the folder, and what config.json names in another repository."""
+        own = [n for n in names if n.endswith(".py") and not n.startswith(f"{CODE}/")]
+        custom = json_object(self.snapshot / "config.json", {}).get("auto_map") or {}
+        found = {name: self.snapshot / name for name in own}
+        return code_files(self.spec, self.snapshot, self.snapshot, custom) | found
 
 
 def staged_names(folder: Path) -> set[str]:
@@ -400,40 +418,38 @@ def shards(folder: Path, index: str) -> list[str]:
 
 def choose_code(
     spec: Mapping[str, Any],
+    snapshot: Path,
     folder: Path,
     config: Mapping[str, Any],
     facts: Mapping[str, Any],
     decisions: list[dict[str, Any]],
-) -> tuple[list[str], str]:
+) -> tuple[dict[str, Path], str]:
     """The code files to keep (none for a native class) and the model class's name.
 
-    The folder's own code is asked for by `native: false`, by the registry's `custom_code:
-    required`, and, where neither says anything, by `trust_remote_code: true`, as transformers has
-    it.
+    The model lies in `folder` of the `snapshot`. Its own code is asked for by `native: false`, by
+    the registry's `custom_code: required`, and, where neither says anything, by
+    `trust_remote_code: true`, as transformers has it.
     """
     kind = str(config["model_type"])
     built = ENCODERS.get(kind) or native_class(kind)
     custom = config.get("auto_map") or {}
     target = custom.get("AutoModel")
-    wanted = facts["native"]
+    wanted = native_wanted(spec, facts["native"], target, printable(spec["id"]))
     if wanted is None and (told := (spec.get("registry") or {}).get("custom_code")):
         wanted = told == "native"
     if wanted is None:
         wanted = not (target and spec.get("trust_remote_code"))
     if built and (wanted or not target):
-        if not wanted and facts["native"] is False:
-            raise UserError(f"{folder}: native: false, but config.json names no code of its own")
         reason = f"transformers has {built}" + ("; custom code dropped" if custom else "")
         decisions.append(decision("class", built, "transformers", reason))
-        return [], built
+        return {}, built
     if not isinstance(target, str):
         raise UserError(
             f"{folder}: transformers has no architecture {printable(kind)} and "
             "config.json's auto_map names no AutoModel"
         )
     refuse_untrusted(spec)
-    refuse_elsewhere(spec, custom)
-    code = code_files(folder, custom)
+    code = code_files(spec, snapshot, folder, custom)
     name = target.rpartition(".")[2]
     reason = "custom code, kept and trusted by the config"
     decisions.append(decision("class", name, "auto_map", reason))
@@ -467,6 +483,7 @@ def choose_engine(
     other = [name for name in steps if name not in packed.PACKED_MODULES]
     obstacles = {
         "custom code": custom,
+        "transformers here is older than 4.53": not packs(),
         f"packed does not take {kind}": kind not in packed.PACKED_MODEL_TYPES,
         "quantized weights": bool(config.get("quantization_config")),
         f"pooling {facts['pooling']}": facts["pooling"] not in packed.PACKED_POOLINGS,
@@ -481,6 +498,8 @@ def choose_engine(
         and facts["include_prompt"]
         and kind not in ENCODERS
     )
+    if wanted == "http":
+        raise UserError("engine: http is that of source: {server: address}; set engine: auto")
     if wanted == "packed" and obstacle:
         raise UserError(f"engine: packed can't run this model ({obstacle}); set engine: auto")
     if wanted == "flagembedding" and not plain:
@@ -518,7 +537,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def staged_config(
-    config: Mapping[str, Any], facts: Mapping[str, Any], code: list[str]
+    config: Mapping[str, Any], facts: Mapping[str, Any], code: Mapping[str, Path]
 ) -> dict[str, Any]:
     """config.json with the attention direction stated and nothing that leads elsewhere."""
     causal = facts["attention"] == "causal"

@@ -98,13 +98,15 @@ class Row:
 class Outside:
     """What lies outside the store: by dataset name the identity of its corpus, of what each of its
     splits is read from (see `datasets.local`), and its size; by path the digest of all that
-    verdicts are given by, the files of the folder `registry` and tables of the user's own."""
+    verdicts are given by, the files of the folder `registry` and tables of the user's own; the
+    folder of `environments`' pins."""
 
     corpora: Mapping[str, Spec]
     splits: Mapping[str, Mapping[str, Spec]]
     sizes: Mapping[str, Estimate]
     registry: str = ""
     published: Mapping[str, str] = field(default_factory=dict)
+    environments: str = ""
 
 
 @dataclass
@@ -137,9 +139,20 @@ class Catalogue:
             "mirrors": list(model.mirrors),
             "sha256": model.sha256,
             "allow_pickle": model.allow_pickle,
+            "code_revision": model.code_revision,
             "folder": folder,
         }
         return self.add(Artifact("download", f"{folder}/manifest.json", spec, label=model.id))
+
+    def environment(self, model: Model) -> Artifact | None:
+        """The environment that a model is staged and run in, where it has one of its own."""
+        if not model.environment:
+            return None
+        name, key = model.environment, key_of("environment", model.pins)
+        folder = self.path("environments", f"{name}-{key}")
+        spec = {"pins": f"{self.outside.environments}/{name}.txt", "folder": folder}
+        label = f"environment {name}"
+        return self.add(Artifact("environment", f"{folder}/environment.json", spec, label=label))
 
     def stage(self, model: Model) -> Artifact:
         snapshot = self.download(model)
@@ -150,22 +163,26 @@ class Catalogue:
             "source": model.source,
             "allow_pickle": model.allow_pickle,
             "trust_remote_code": model.trust_remote_code,
+            "environment": model.environment,
             "facts": stated_facts(model),
             "registry": model.known,
         }
         stated = known_facts(model.known)
         how = [model.kind == "rerank", model.trust_remote_code, stated_facts(model), stated]
+        how += [model.pins] if model.pins else []
         key = key_of("stage", model.id, model.weights_key, how)
         folder = self.path("models", "staged", f"{model.name}-{key}")
         places = {"snapshot": snapshot.spec["folder"], "folder": folder}
         path = f"{folder}/stage.json"
-        return self.add(Artifact("stage", path, spec | places, (snapshot.path,), label=model.id))
+        environment = self.environment(model)
+        inputs = (snapshot.path, *([environment.path] if environment else []))
+        return self.add(Artifact("stage", path, spec | places, inputs, label=model.id))
 
     def preflight(self, model: Model) -> Artifact:
         stage = self.stage(model)
         key = key_of("preflight", stage.path.split("/")[-2])
         path = self.path("models", "preflight", f"{model.name}-{key}.json")
-        spec = {"staged": stage.spec["folder"]}
+        spec = {"staged": stage.spec["folder"], "address": address(model)}
         return self.add(Artifact("preflight", path, spec, (stage.path,), label=model.id))
 
     # Datasets
@@ -220,6 +237,7 @@ class Catalogue:
             "texts": corpus.beside[0],
             "of": of,
             "dataset": dataset.name,
+            "address": address(model),
         }
         inputs = (stage.path, corpus.path)
         seconds = cost.encode_seconds(model, size.characters // of, tflops)
@@ -271,6 +289,7 @@ class Catalogue:
             "texts": source.beside[0],
             "of": 1,
             "dataset": dataset.name,
+            "address": address(model),
         }
         return self.add(
             Artifact(
@@ -417,6 +436,7 @@ class Catalogue:
                 "dataset_revision": dataset.source.get("revision"),
                 "stated": sorted(model.facts),
                 **({"way": model.way} if model.way else {}),
+                **({} if self.pinned(model) else {"pinned": False}),
             },
         }
         key = key_of("score", spec, key_in(run.path), key_in(source.path))
@@ -438,6 +458,11 @@ class Catalogue:
         return self.add(
             Artifact("score", f"{base}.json", spec | files, inputs, beside, label=label)
         )
+
+    def pinned(self, model: Model) -> bool:
+        """Whether what a row is made by can't change: no server, also not of the rows below it."""
+        below = (self.experiment.model(name) for name in model.builds_on)
+        return not model.served and all(map(self.pinned, below))
 
     def encoded(self, model: Model, dataset: ResolvedDataset, split: str) -> list[str]:
         """Queries and corpus: their vectors' sidecars say how both were encoded."""
@@ -467,6 +492,11 @@ def beside(model: Model, stem: str) -> tuple[str, ...]:
     return tuple(f"{stem}.{end}" for end in BESIDE[model.kind])
 
 
+def address(model: Model) -> str | None:
+    """Where a server is: no part of what its model is, so of no key."""
+    return model.source["server"] if model.served else None
+
+
 def stated_facts(model: Model) -> dict[str, Any]:
     """What the user states of a model; of a reranker also by which recipe it scores."""
     recipe = model.options.get("engine", "auto") if model.kind == "rerank" else "auto"
@@ -489,6 +519,7 @@ def encode_identity(model: Model, role: Role, settings: Mapping[str, Any]) -> li
     # Precision and prompt stand in `settings`, as they will be.
     reaching = {k: v for k, v in stated.items() if k not in ("dtype", f"{role}_prompt")}
     weights = [key_of("stage", model.id), model.weights_key, model.trust_remote_code]
+    weights += [model.pins] if model.pins else []
     return [weights, reaching, dict(settings)]
 
 
@@ -529,7 +560,7 @@ def corpus_precision(model: Model, size: Estimate, tflops: float) -> dict[str, A
     """What a corpus is computed in, and whether its layers are compiled: by the amount of work."""
     stated = model.facts.get("dtype", model.known.get("dtype", "auto"))
     little = cost.encode_work(model, size.characters) < cost.LITTLE
-    little = little or not METHODS[model.kind].refines
+    little = little or model.served or not METHODS[model.kind].refines
     if stated != "auto":
         dtype = str(stated)
     else:
@@ -615,6 +646,7 @@ def reranked_run(c: Catalogue, model: Model, dataset: ResolvedDataset, split: st
         "queries": source.beside[0],
         "title": dataset.title,
         "of": of,
+        "address": address(model),
     }
     inputs = (base.path, stage.path, source.path, corpus.path)
     folder = c.path("reranked", dataset.slug, f"{model.name}-{key}")

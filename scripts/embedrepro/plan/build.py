@@ -3,7 +3,8 @@
 import json
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..files import digest, sha256
 from ..models.facts_table import schema_properties
 from ..models.known import read_models
 from ..sources import snapshot
+from ..sources.environments import pins_digest, pins_file
 from .artifacts import Outside
 from .compile import compile_plan
 from .config import absolute_paths, read_experiment
@@ -68,7 +70,13 @@ def build_plan(
     config = absolute_paths(config, Path.cwd())
     known = config_schema(repository), models, datasets
     # Once without digests: a mistake is told before any file is read.
-    read_experiment(config, *known, path_digest=str, file_digest=str)
+    read_experiment(
+        config,
+        *known,
+        path_digest=str,
+        file_digest=str,
+        pins_digest=lambda name: str(pins_file(repository / "envs", name)),
+    )
     cache = Path(config["store"]) / "models" / ".cache"
 
     def path_digest(source: str) -> str:
@@ -78,7 +86,19 @@ def build_plan(
             return digest([int(source), *(sha256(repository / part) for part in parts)])
         return snapshot.path_digest(source, cache)
 
-    experiment = read_experiment(config, *known, path_digest=path_digest, file_digest=file_digest)
+    def server_identity(source: Mapping[str, Any]) -> Mapping[str, Any]:
+        from ..sources.server import server_identity
+
+        return server_identity(source, cache)
+
+    experiment = read_experiment(
+        config,
+        *known,
+        path_digest=path_digest,
+        file_digest=file_digest,
+        server_identity=server_identity,
+        pins_digest=partial(pins_digest, repository / "envs"),
+    )
     tables = [*sorted((rules / "registry").iterdir()), *map(Path, experiment.published)]
     outside = Outside(
         corpora={d.name: corpus_identity(d.source, cache) for d in experiment.datasets},
@@ -88,6 +108,7 @@ def build_plan(
         },
         sizes={d.name: estimate(d, cache) for d in experiment.datasets},
         registry=str(rules / "registry"),
+        environments=str(repository / "envs"),
         published={path.name: file_digest(str(path)) for path in tables},
     )
     without = frozenset(json.loads(os.environ.get(WITHOUT, "[]")))

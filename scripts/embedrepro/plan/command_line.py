@@ -3,11 +3,12 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..errors import UserError, printable
 from .artifacts import Artifact
+from .jobs import Job
 from .plan import Plan, read_plan
 
 
@@ -25,16 +26,17 @@ def read_job(description: str, *options: tuple[str, dict[str, object]]) -> "Task
     plan = read_plan(arguments.plan)
     if arguments.directory:
         os.chdir(arguments.directory)
-    return Task(plan, plan.of_job(arguments.job), plan.job(arguments.job).label, arguments)
+    return Task(plan, plan.job(arguments.job), arguments)
 
 
 class Task:
     """One job's artifacts, and those of them that are still to be made."""
 
-    def __init__(
-        self, plan: Plan, artifacts: Sequence[Artifact], label: str, options: argparse.Namespace
-    ) -> None:
-        self.plan, self.artifacts, self.label, self.options = plan, artifacts, label, options
+    def __init__(self, plan: Plan, job: Job, options: argparse.Namespace) -> None:
+        self.plan, self.artifacts, self.options = plan, plan.of_job(job.name), options
+        self.label = job.label
+        if not job.gpu and getattr(options, "device", None) == "auto":
+            options.device = "cpu"  # it asked for no GPU, so those that it sees are others'
         self.failed = False
 
     def missing(self, *steps: str, ready: bool = False) -> list[Artifact]:
@@ -89,7 +91,7 @@ class Task:
 def _preflight(artifact: Artifact) -> None:
     from ..models.preflight import preflight
 
-    preflight(Path(artifact.spec["staged"]), Path(artifact.path))
+    preflight(Path(artifact.spec["staged"]), Path(artifact.path), artifact.spec["address"])
 
 
 def is_there(artifact: Artifact) -> bool:

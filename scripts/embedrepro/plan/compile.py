@@ -76,6 +76,7 @@ def report_artifact(
         "metrics": list(experiment.metrics),
         "models": [
             {"id": m.id, "model": m.slug, "revision": m.revision, "kind": m.kind}
+            | ({} if catalogue.pinned(m) else {"pinned": False})
             for m in experiment.models
         ],
         "datasets": [
@@ -172,8 +173,10 @@ def reference_artifacts(catalogue: Catalogue, rows: Sequence[Row]) -> list[Artif
 
 
 def has_reference(model: Model) -> bool:
-    """Whether FlagEmbedding evaluates such a row: whole dense vectors."""
-    return model.kind == "dense" and model.cut is None
+    """Whether FlagEmbedding evaluates such a row: whole dense vectors of a folder, by the libraries
+    that it runs with itself."""
+    mine = model.served or model.environment
+    return model.kind == "dense" and model.cut is None and not mine
 
 
 def own_devices(devices: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from ..errors import UserError, printable
 from ..evaluation import metrics
 from ..models.facts_table import AUTO, Vectors
 from ..schema import nearest, validate
+from ..sources.address import check_url
 from .keys import key_of
 
 Way = Literal["dense", "sparse", "multivector", "weighted"]
@@ -23,6 +24,9 @@ WEIGHTS = (0.4, 0.2, 0.4)  # of the first three ways, as BGE-M3's authors recomm
 Kind = Literal[Vectors, "bm25", "fuse", "rerank", "late", "run"]
 ROWS: tuple[Kind, ...] = ("bm25", "fuse", "rerank", "run")  # rows that are no embedding model
 LOCAL = ("path", "demo")  # sources that count by their files' digest, wherever they lie
+# Of a model on a server: what is ours to say. All else its server decides.
+SERVED_KEYS = {"id", "alias", "source", "revision", "rerank", "kind", "engine", "normalize"}
+SERVED_KEYS |= {"query_prompt", "passage_prompt", "dimensions", "precision"}
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # Entry keys that say where bytes come from or what the row is; the others are facts of the model.
 NO_FACTS = {
@@ -35,6 +39,8 @@ NO_FACTS = {
     "sha256",
     "allow_pickle",
     "precision",
+    "environment",
+    "code_revision",
 }
 
 
@@ -67,6 +73,9 @@ class Model:
     way: Way | None = None
     weights: tuple[float, ...] = WEIGHTS
     weight_bytes: int | None = None  # of a local folder
+    environment: str = ""  # of its own, in which it is staged and run; "" is the workflow's
+    pins: str = ""  # the digest of that environment's pins
+    code_revision: str = ""  # the commit of another repository that its code lies in
 
     @property
     def name(self) -> str:
@@ -80,8 +89,14 @@ class Model:
 
     @property
     def weights_key(self) -> str:
-        pins = self.sha256, self.allow_pickle
+        elsewhere = [self.code_revision] if self.code_revision else []
+        pins = self.sha256, self.allow_pickle, *elsewhere
         return key_of("download", self.identity, pins) if self.identity else ""
+
+    @property
+    def served(self) -> bool:
+        """Whether a server computes it."""
+        return "server" in self.source
 
     @property
     def builds_on(self) -> tuple[str, ...]:
@@ -152,12 +167,15 @@ def read_experiment(
     datasets: Registry,
     path_digest: Callable[[str], str],
     file_digest: Callable[[str], str],
+    server_identity: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+    pins_digest: Callable[[str], str] = str,
 ) -> Experiment:
     """The experiment that `config` asks for; `UserError` for all that can be known to be wrong.
 
     `models` and `datasets` are the registries; `path_digest` gives the digest of a local model's
     files (of the demonstration model's recipe where it is asked for a seed), `file_digest` that of
-    one file. Fills the schema's defaults into `config`.
+    one file, `server_identity` what a server says of itself, `pins_digest` that of an environment's
+    pins. Fills the schema's defaults into `config`.
     """
     validate(config, schema, "config")
     evaluate = config["evaluate"]
@@ -168,11 +186,12 @@ def read_experiment(
     names.check_entries([entry for entry, *_ in entries(config["models"], models)])
     resolved = resolve(config["datasets"], datasets)
     published = config.get("published") or []
+    digests = Digests(path_digest, file_digest, server_identity, pins_digest)
     return Experiment(
         name=config["experiment"],
         store=config["store"],
         models=tuple(
-            read_model(entry, models.get(entry["id"], {}), path_digest, file_digest, cut, way)
+            read_model(entry, models.get(entry["id"], {}), digests, cut, way)
             for entry, cut, way in entries(config["models"], models)
         ),
         datasets=tuple(resolved),
@@ -214,11 +233,21 @@ def entries(
             yield entry, None, None
 
 
+@dataclass(frozen=True)
+class Digests:
+    """What lies outside the config: digests of a folder, of a file and of an environment's pins,
+    and a server's identity."""
+
+    path: Callable[[str], str]
+    file: Callable[[str], str]
+    server: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    pins: Callable[[str], str]
+
+
 def read_model(
     entry: Mapping[str, Any],
     known: Mapping[str, Any],
-    path_digest: Callable[[str], str],
-    file_digest: Callable[[str], str],
+    digests: Digests,
     cut: int | None = None,
     way: Way | None = None,
 ) -> Model:
@@ -227,7 +256,7 @@ def read_model(
     if kind == "run":
         stated = entry["run"]
         files = stated if isinstance(stated, Mapping) else {"": stated}
-        runs = {row: {"file": file, "digest": file_digest(file)} for row, file in files.items()}
+        runs = {row: {"file": file, "digest": digests.file(file)} for row, file in files.items()}
         return Model(entry["id"], slug, kind, runs)
     if cut is not None and kind != "dense":
         raise UserError(
@@ -242,13 +271,25 @@ def read_model(
     options = dict(entry.get("rerank" if kind == "late" else kind, {}))
     if kind in ("bm25", "fuse"):
         return Model(entry["id"], slug, kind, options)
-    revision = entry.get("revision", known.get("revision"))
-    source = model_source(entry["id"], entry.get("source", "hub"), revision)
+    given = entry.get("source", "hub")
+    # Which revision a server has is not for the registry to say.
+    pinned = None if "server" in given else known.get("revision")
+    revision = entry.get("revision", pinned)
+    source = model_source(entry["id"], given, revision)
     mirrors = tuple(model_source(entry["id"], m, revision) for m in entry.get("mirrors", []))
     if mirrors and not entry.get("sha256"):
         raise UserError(
             f"config.models: '{printable(entry['id'], 80)}' has mirrors but no sha256: a mirror "
             "could send any bytes under this revision; pin the weights with sha256: {file: digest}"
+        )
+    if "server" in source:
+        check_served(entry, kind)
+    environment, code_revision = entry.get("environment", ""), entry.get("code_revision", "")
+    if code_revision and not COMMIT.fullmatch(code_revision):
+        raise UserError(
+            f"config.models: '{printable(entry['id'], 80)}': code_revision "
+            f"'{printable(code_revision, 60)}' can move; set it to the full commit hash, 40 "
+            "lowercase hex digits, of the repository that its code lies in"
         )
     facts = {k: v for k, v in entry.items() if k not in NO_FACTS | {*ROWS, "trust_remote_code"}}
     return Model(
@@ -258,7 +299,7 @@ def read_model(
         options=options,
         source=source,
         mirrors=mirrors,
-        identity=identity(source, path_digest),
+        identity=identity(source, digests),
         sha256=entry.get("sha256", {}),
         allow_pickle=entry.get("allow_pickle", False),
         trust_remote_code=entry.get("trust_remote_code", False),
@@ -269,7 +310,33 @@ def read_model(
         way=way,
         weights=tuple(entry.get("weights", WEIGHTS)),
         weight_bytes=weight_bytes(source),
+        environment=environment,
+        pins=digests.pins(environment) if environment else "",
+        code_revision=code_revision,
     )
+
+
+def check_served(entry: Mapping[str, Any], kind: Kind) -> None:
+    """Refuse what can't be said of a model on a server: it encodes as it was started."""
+    where = f"config.models: '{printable(entry['id'], 80)}'"
+    if kind not in ("dense", "rerank"):
+        raise UserError(
+            f"{where}: a server gives dense vectors, this row's kind is {kind}; set kind: dense"
+        )
+    others = entry.keys() - SERVED_KEYS
+    if engine := {entry.get("engine", AUTO)} - {AUTO, "http"}:
+        others |= {f"engine: {engine.pop()}"}
+    if kind == "rerank":
+        # The schema has filled its defaults in, so what differs from them was stated.
+        plain: dict[str, Any] = {"engine": AUTO, "max_length": 512, "batch_size": 32}
+        plain |= {"dtype": "float32", "instruction": None, "options": {}}
+        options = entry["rerank"]
+        others |= {f"rerank.{k}" for k, v in plain.items() if options.get(k, v) != v}
+    if others:
+        raise UserError(
+            f"{where}: {', '.join(sorted(others))}: its server decides that, not this config; "
+            "leave it out"
+        )
 
 
 def row_kind(entry: Mapping[str, Any], known: Mapping[str, Any]) -> Kind:
@@ -291,17 +358,23 @@ def weight_bytes(source: Mapping[str, Any]) -> int | None:
     return sum(file.stat().st_size for file in files) or None
 
 
-def identity(source: Mapping[str, Any], path_digest: Callable[[str], str]) -> Mapping[str, Any]:
-    """What decides a source's bytes: its pin, or the digest of its files wherever they lie."""
+def identity(source: Mapping[str, Any], digests: Digests) -> Mapping[str, Any]:
+    """What decides a source's bytes: its pin, or the digest of its files wherever they lie; of a
+    server what it says of itself."""
+    if "server" in source:
+        return digests.server(source)
     local = next((kind for kind in LOCAL if kind in source), None)
-    return {local: path_digest(str(source[local]))} if local else source
+    return {local: digests.path(str(source[local]))} if local else source
 
 
 def model_source(model_id: str, source: Any, revision: str | None) -> dict[str, Any]:
     where = f"config.models: '{printable(model_id, 80)}'"
     given: dict[str, Any] = {"hub": model_id} if source == "hub" else dict(source)
+    if "server" in given:
+        check_url(given["server"], where)
+        return {"model": model_id, **given, **({"revision": revision} if revision else {})}
     if len(given.keys() - {"revision"}) != 1:
-        raise UserError(f"{where}: a source is one of hub, wheel, wheels, path and demo")
+        raise UserError(f"{where}: a source is one of hub, wheel, wheels, path, demo and server")
     if "hub" in given:
         given.setdefault("revision", revision)
         if not COMMIT.fullmatch(given["revision"] or ""):

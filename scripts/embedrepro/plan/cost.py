@@ -13,6 +13,7 @@ CHARACTERS_A_TOKEN = 4
 BYTES_A_PARAMETER = 4  # most embedding models are published in float32
 SHARE = 0.6  # of the matrix-product rate that encoding keeps up
 TOKENS_A_SECOND = 2_500_000  # what the tokenizer does where the model is small
+SERVER_CHARACTERS = 200_000  # a second that a server takes: some hundred passages, at a guess
 LITTLE = 5e14  # multiplications and additions; below, float32 costs seconds on one GPU
 PIECES = 64  # of a large corpus, so that many devices come out even
 PIECE_SECONDS = (15.0, 35.0)  # least and most device time of a piece: what a killed job may lose
@@ -38,6 +39,8 @@ def encode_work(model: Model, chars: int) -> float:
 
 def encode_seconds(model: Model, chars: int, tflops: float) -> float:
     """Seconds of one device that keeps up `tflops`, or of its tokenizer where that is slower."""
+    if model.served:
+        return chars / SERVER_CHARACTERS
     tokens = chars / CHARACTERS_A_TOKEN
     return max(encode_work(model, chars) / (tflops * 1e12 * SHARE), tokens / TOKENS_A_SECOND)
 

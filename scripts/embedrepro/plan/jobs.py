@@ -45,11 +45,13 @@ class Job:
     mem_mb: int = 4000
     minutes: int = 60
     seconds: float = 0.0
+    python: str = ""  # of an environment of its own; "" is the workflow's
 
 
 # The script of each kind of job.
 SCRIPTS = {
     "download": "download_model",
+    "environment": "make_environment",
     "stage": "stage_model",
     "preflight": "preflight_model",
     "prepare": "prepare_dataset",
@@ -68,9 +70,11 @@ SCRIPTS = {
     "reference": "run_reference",
 }
 
+LOADING = ("stage", "preflight", "encode", "refine", "rerank")  # rules that load a model
 # rule: (gpu, threads, mem_mb, minutes)
 RESOURCES = {
     "download": (0, 1, 4000, 240),
+    "environment": (0, 1, 4000, 120),
     "stage": (0, 1, 4000, 60),
     "preflight": (0, 2, 8000, 60),
     "prepare": (0, 1, 4000, 240),
@@ -227,8 +231,30 @@ def model_jobs(catalogue: Catalogue, model: Model, rows: Sequence[Row]) -> list[
         make_job(model.name, "stage", [catalogue.stage(model)]),
     ]
     if model.kind == "rerank":
-        return jobs + rerank_jobs(catalogue, model, runs)
-    return jobs + encode_jobs(catalogue, model, rows)
+        jobs += rerank_jobs(catalogue, model, runs)
+    else:
+        jobs += encode_jobs(catalogue, model, rows)
+    if model.served:
+        return [asking(job) for job in jobs]
+    if environment := catalogue.environment(model):
+        own = make_job(model.environment, "environment", [environment])
+        return [own, *(within(environment, job) for job in jobs)]
+    return jobs
+
+
+def asking(job: Job) -> Job:
+    """A job of a model on a server: it has no device of ours to wait for, but its server."""
+    if job.rule not in LOADING:
+        return job
+    return replace(job, gpu=0, minutes=max(job.minutes, round(job.seconds / 20)))
+
+
+def within(environment: Artifact, job: Job) -> Job:
+    """A job of a model with an environment of its own: what loads the model runs there."""
+    if job.rule not in LOADING:
+        return job
+    python = f"{environment.spec['folder']}/bin/python"
+    return replace(after(environment, job), python=python)
 
 
 def rerank_jobs(catalogue: Catalogue, model: Model, runs: Sequence[Artifact]) -> list[Job]:
@@ -250,7 +276,8 @@ def encode_jobs(catalogue: Catalogue, model: Model, rows: Sequence[Row]) -> list
     preflight = catalogue.preflight(model)
     queries = unique(catalogue.queries(model, row.dataset, row.split) for row in rows)
     pieces = [piece for d in datasets for piece in catalogue.passages(model, d)]
-    batches = list(cut(pieces))
+    # A server is asked by one process, which knows how many requests are under way.
+    batches = [pieces] if model.served else list(cut(pieces))
     runs = with_bases(catalogue, rows)
     cuts = unique(
         vectors
@@ -261,10 +288,11 @@ def encode_jobs(catalogue: Catalogue, model: Model, rows: Sequence[Row]) -> list
             *catalogue.searched(row.model, row.dataset),
         )
     )
-    if len(batches) == 1 and all(run.step in ("search", "refine", *AFTER) for run in runs):
+    at_once = len(batches) == 1 and not model.environment  # which is there for the model alone
+    if at_once and all(run.step in ("search", "refine", *AFTER) for run in runs):
         everything = [preflight, *queries, *pieces, *cuts, *runs]
         job = make_job(model.name, "encode", everything, model.id)
-        return [replace(job, shared=is_little(model, job.seconds))]
+        return [replace(job, shared=not model.served and is_little(model, job.seconds))]
     jobs = [make_job(model.name, "preflight", [preflight])]
     for number, batch in enumerate(batches):
         some = [*queries, *batch] if number == 0 else batch
@@ -315,7 +343,7 @@ def search_jobs(catalogue: Catalogue, model: Model, runs: Sequence[Artifact]) ->
 
 def after(artifact: Artifact, job: Job) -> Job:
     """The same job, not before `artifact` is there."""
-    return Job(**{**vars(job), "inputs": (*job.inputs, artifact.path)})
+    return replace(job, inputs=(*job.inputs, artifact.path))
 
 
 def cut(pieces: Sequence[Artifact]) -> Iterable[list[Artifact]]:

@@ -38,7 +38,7 @@ def overview(plan: Plan) -> str:
 def bytes_of(artifact: Artifact) -> float:
     """Bytes that making it downloads, as far as the registry tells."""
     source = artifact.spec.get("source", {})
-    if artifact.step == "download" and not {"path", "demo"} & source.keys():
+    if artifact.step == "download" and not {"path", "demo", "server"} & source.keys():
         return float(artifact.spec.get("parameters") or PARAMETERS) * BYTES_A_PARAMETER
     return float(artifact.spec.get("size_mb") or 0) * 1e6
 
@@ -54,6 +54,8 @@ def other_versions(plan: Plan) -> Iterator[str]:
         sidecar = Path(artifact.beside[0]) if artifact.step == "encode" else None
         if sidecar is None or not sidecar.exists():
             continue
+        if plan.by_name[plan.makers[artifact.path]].python:
+            continue  # an environment of its own has its own versions
         for name, version in read_json(sidecar).get("versions", {}).items():
             installed = metadata.version(name)
             line = f"note: vectors of {artifact.label} were made by {name} {version}, "

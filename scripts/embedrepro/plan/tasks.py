@@ -29,6 +29,7 @@ def encode_piece(artifact: Artifact) -> Piece:
         prompt=spec["prompt"],
         instruction=spec["instruction"],
         title=spec["title"],
+        address=spec["address"],
     )
 
 
@@ -149,7 +150,8 @@ def rounding(spec: Mapping[str, Any]) -> dict[str, Any]:
     if spec["encoded"]:
         sidecar = read_json(next(iter(spec["encoded"])))
         dense = "format" not in sidecar and spec["facts"].get("way") in (None, "dense")
-        if dense and sidecar["settings"]["normalize"]:
+        ours = sidecar.get("pinned", True)  # how a server computes, nobody says
+        if dense and ours and sidecar["settings"]["normalize"]:
             return {"score_error": FLOAT32_ERROR}
     return {}
 
@@ -170,7 +172,8 @@ def encoded_facts(spec: Mapping[str, Any]) -> dict[str, Any]:
         facts[f"{role}_prompt"] = sidecar["prompt"]
         facts.setdefault("max_length", {})[role] = settings["max_length"][role]
         cut = facts.setdefault("truncated", {})
-        cut[role] = cut.get(role, 0) + sidecar["truncated"]
+        if sidecar["truncated"] is not None:  # a server doesn't say
+            cut[role] = cut.get(role, 0) + sidecar["truncated"]
         facts["kind"] = settings["kind"]
         facts["dimensions"] = sidecar.get("dimensions", settings.get("dimensions"))
         facts["dimension"] = dimension(sidecar)

@@ -48,6 +48,7 @@ class Model:
     slug: str
     revision: str
     label: str  # the id, with the slug where one id stands in several rows
+    pinned: bool = True  # False: a server's, or made from one's, and can change
 
     @property
     def short(self) -> str:
@@ -249,7 +250,7 @@ def read_dataset(spec: dict[str, Any], slug: str, corpus: Path) -> dict[str, Any
     return read_json(corpus) | {"key": key, "splits": splits}
 
 
-def models(entries: list[dict[str, str]]) -> list[Model]:
+def models(entries: list[dict[str, Any]]) -> list[Model]:
     seen = Counter(entry["id"] for entry in entries)
     return [
         Model(
@@ -257,6 +258,7 @@ def models(entries: list[dict[str, str]]) -> list[Model]:
             e["model"],
             e["revision"] or "",
             f"{e['id']} ({e['model']})" if seen[e["id"]] > 1 else e["id"],
+            e.get("pinned", True),
         )
         for e in entries
     ]

@@ -150,5 +150,6 @@ def provenance_list(report: Report) -> str:
     ]
     for model in report.models:
         revision = f" at {code(model.revision)}" if model.revision else ""
-        lines.append(f"- {escape(model.label)}{revision}")
+        pinned = "" if model.pinned else ", not pinned: a server's model can change"
+        lines.append(f"- {escape(model.label)}{revision}{pinned}")
     return "\n".join(lines)

@@ -89,6 +89,7 @@ def provenance(report: Report) -> dict[str, Any]:
                 "id": m.id,
                 "model": m.slug,
                 "revision": m.revision,
+                "pinned": m.pinned,
                 "stage": report.stages.get(m.slug),
             }
             for m in report.models

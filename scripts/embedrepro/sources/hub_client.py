@@ -83,6 +83,20 @@ def fetch_hub(
         raise explained(error, repo, revision) from None
 
 
+def fetch_files(repo: str, revision: str, place: Path, ending: str) -> dict[str, dict]:
+    """Fetch the files of a commit's root whose names end so; see `fetch_hub`."""
+    where = f"hub {repo}"
+    try:
+        entries = list_files(repo, revision)
+        check_listed(entries, {}, where)
+        chosen = [e for e in entries if "/" not in e.name and e.name.endswith(ending)]
+        if not chosen:
+            raise UserError(f"{where}: holds no {ending} file at {revision[:12]}")
+        return Fetcher(repo, revision, place).fetch_all(chosen)
+    except (httpx2.HTTPError, OSError, HFValidationError, Corrupt) as error:
+        raise explained(error, repo, revision) from None
+
+
 def now(repo: str, revision: str | None) -> str:
     """The commit that a branch or tag points to now, in words; '' where the hub doesn't tell."""
     try:
