@@ -453,8 +453,11 @@ class Catalogue:
                 for split in dataset.splits:
                     if row_name(model.slug, dataset.slug, split) in self.without:
                         continue
-                    run = self.run(model, dataset, split)
-                    yield Row(model, dataset, split, run, self.scores(model, dataset, split))
+                    yield self.row(model, dataset, split)
+
+    def row(self, model: Model, dataset: ResolvedDataset, split: str) -> Row:
+        run = self.run(model, dataset, split)
+        return Row(model, dataset, split, run, self.scores(model, dataset, split))
 
 
 def encodes(model: Model) -> bool:
