@@ -5,6 +5,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from ..datasets.registry import Estimate, ResolvedDataset
 from ..errors import UserError, printable
 from ..evaluation import metrics
-from ..models.facts_table import Role, known_facts, prompt_for, role_facts
+from ..models.facts_table import ROLES, Role, known_facts, prompt_for, role_facts
 from . import cost
 from .config import WAYS, Experiment, Model
 from .keys import key_of
@@ -162,11 +163,25 @@ class Catalogue:
         return self.add(Artifact("stage", path, spec | places, (snapshot.path,), label=model.id))
 
     def preflight(self, model: Model) -> Artifact:
-        stage = self.stage(model)
-        key = key_of("preflight", stage.path.split("/")[-2])
+        stage, put = self.stage(model), self.prompts(model)
+        key = key_of("preflight", stage.path.split("/")[-2], put)
         path = self.path("models", "preflight", f"{model.name}-{key}.json")
-        spec = {"staged": stage.spec["folder"]}
+        spec = {"staged": stage.spec["folder"], "put": put}
         return self.add(Artifact("preflight", path, spec, (stage.path,), label=model.id))
+
+    def prompts(self, model: Model) -> dict[str, list[str | None]]:
+        """By role the texts that this experiment puts; None for what the model's files say."""
+        if not encodes(model):
+            return {}
+        put = {
+            role: {
+                prompt_of(model, dataset, role, split)["prompt"]
+                for dataset in self.experiment.datasets
+                for split in (dataset.splits if role == "query" else [None])
+            }
+            for role in ROLES
+        }
+        return {role: sorted(texts, key=lambda t: (t is None, t)) for role, texts in put.items()}
 
     # Datasets
 
@@ -415,7 +430,7 @@ class Catalogue:
             "facts": {
                 "title": dataset.title,
                 "dataset_revision": dataset.source.get("revision"),
-                "stated": sorted(model.facts),
+                "stated": own_prompts(model, dataset, split),
                 **({"way": model.way} if model.way else {}),
             },
         }
@@ -526,6 +541,21 @@ def prompt_of(
             )
         text = text.replace("{task}", dataset.instruction)
     return {"prompt": text, "instruction": None}
+
+
+def own_prompts(model: Model, dataset: ResolvedDataset, split: str) -> list[str]:
+    """The prompts that the config states and the model itself has otherwise: verdicts tell them
+    from the model's own."""
+    found = []
+    for role in ROLES:
+        name, of = f"{role}_prompt", split if role == "query" else None
+        without = {k: v for k, v in model.facts.items() if k != name}
+        if name in model.facts:
+            put, own = prompt_of(model, dataset, role, of), None
+            with suppress(UserError):  # the model's own has {task}, the dataset no instruction
+                own = prompt_of(replace(model, facts=without), dataset, role, of)
+            found += [name] if put != own else []
+    return found
 
 
 def corpus_precision(model: Model, size: Estimate, tflops: float) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class Task:
     def prove(self) -> set[str]:
         """Make the job's missing preflights; the staged folders that fail are not to be run."""
         missing = self.missing("preflight")
-        self.each(missing, _preflight)
+        self.each(missing, prove_model)
         return {a.spec["staged"] for a in missing if not is_there(a)}
 
     def finish(self) -> None:
@@ -86,10 +86,11 @@ class Task:
             sys.exit(2)
 
 
-def _preflight(artifact: Artifact) -> None:
+def prove_model(artifact: Artifact) -> None:
+    """Make a preflight."""
     from ..models.preflight import preflight
 
-    preflight(Path(artifact.spec["staged"]), Path(artifact.path))
+    preflight(Path(artifact.spec["staged"]), Path(artifact.path), artifact.spec["put"])
 
 
 def is_there(artifact: Artifact) -> bool:

@@ -141,6 +141,7 @@ class _Trials:
 
     def run_key(self, trial: Trial) -> str:
         catalogue = wider_catalogue(self.catalogue, [trial])
+        catalogue.preflight(trial.model)  # refuses what the plan would refuse
         return key_in(catalogue.run(trial.model, trial.dataset, trial.split).path)
 
     def fetched(self, model: Model) -> bool:
