@@ -340,6 +340,16 @@ def test_to_state_the_models_own_prompt_changes_no_score():
     assert scores(query_prompt="ask: ").path != plain.path
 
 
+def test_what_is_said_otherwise_than_the_registry_is_told_to_verdicts():
+    def facts(**stated):
+        built = experiment(models=[{"id": "Org/Known-1.5B"} | stated])
+        catalogue = Catalogue(built, outside(built))
+        return catalogue.scores(built.models[0], built.datasets[0], "test").spec["facts"]
+
+    assert facts(pooling="cls", normalize=False)["otherwise"] == {"pooling": ["mean", "cls"]}
+    assert "otherwise" not in facts(pooling="mean", normalize=True)
+
+
 def test_a_prompt_with_a_task_needs_one_before_anything_runs():
     with pytest.raises(UserError, match="no instruction"):
         plan(

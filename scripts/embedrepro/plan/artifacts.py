@@ -432,6 +432,7 @@ class Catalogue:
                 "dataset_revision": dataset.source.get("revision"),
                 "stated": own_prompts(model, dataset, split),
                 **({"way": model.way} if model.way else {}),
+                **({"otherwise": changed} if (changed := otherwise(model)) else {}),
             },
         }
         key = key_of("score", spec, key_in(run.path), key_in(source.path))
@@ -541,6 +542,19 @@ def prompt_of(
             )
         text = text.replace("{task}", dataset.instruction)
     return {"prompt": text, "instruction": None}
+
+
+def otherwise(model: Model) -> dict[str, list[Any]]:
+    """What of a model the config says otherwise than the registry: [the registry's, the config's].
+
+    Prompts, lengths, dimensions and precision are told apart as they were in the end, by vectors.
+    """
+    stated, own = model.facts, model.known
+    return {
+        name: [own[name], stated[name]]
+        for name in ("pooling", "normalize", "attention", "end_token", "include_prompt")
+        if name in stated and name in own and stated[name] != own[name]
+    }
 
 
 def own_prompts(model: Model, dataset: ResolvedDataset, split: str) -> list[str]:
