@@ -90,7 +90,9 @@ class Scope:
         known = read_models(Path(self.outside.registry))
         rows = zip(self.experiment.models, entries(self.config["models"], known), strict=True)
         entry, cut, way = next(found for one, found in rows if one is model)
-        entry = {k: v for k, v in {**entry, **changed, "alias": alias}.items() if v is not None}
+        kept = {k: v for k, v in entry.items() if k not in changed}
+        new = {k: v for k, v in changed.items() if v is not None}
+        entry = {**kept, **new, "alias": alias}
         return self.read(entry, None if "dimensions" in changed else cut, way)
 
 
