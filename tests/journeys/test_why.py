@@ -30,7 +30,7 @@ def asked(tiny, tmp_path_factory):
         for model, dataset, values in told
         for metric, value in values.items()
     ]
-    rows.append(["me/odd", "mine", "test", "AP", "0.99999", "0.00002", "trec_eval", "nobody"])
+    rows.append(["me/plain", "mine-text", "test", "AP", "0.9", "0.00002", "trec_eval", "nobody"])
     lines = ["\t".join(row) for row in [COLUMNS, *rows]]
     (workdir / "published.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     mistakes = {
@@ -39,7 +39,6 @@ def asked(tiny, tmp_path_factory):
         "pooled": {"pooling": "cls"},
         "plain": {},
         "right": {},
-        "odd": {},
     }
     source = {"beir": str(tiny / "mine")}
     config = {
@@ -78,6 +77,7 @@ def test_each_mistake_is_named(asked):
                 row
                 for row in answers(workdir)
                 if (row["model_id"], row["metric"]) == (f"me/{name}", metric)
+                and row["published"] != "0.9"
             ]
             found = {row["setting"] for row in mine if row["verdict"] == "reproduced"}
             assert found == wanted, (name, metric, mine)
@@ -89,8 +89,8 @@ def test_each_mistake_is_named(asked):
 
 def test_a_number_that_no_setting_gives_is_said_to_be_one(asked):
     workdir, _, done = asked
-    mine = [row for row in answers(workdir) if row["model_id"] == "me/odd"]
-    assert mine and {row["verdict"] for row in mine} == {"lower"}
+    mine = [row for row in answers(workdir) if row["published"] == "0.9"]
+    assert len(mine) > 3 and {row["verdict"] for row in mine} == {"lower"}
     assert "settings gives it; nearest: " in done.screen
 
 
@@ -100,14 +100,14 @@ def test_each_setting_measures_what_it_says(asked, tiny):
     facts = {
         "the query prompt before passages too": {"prompt": "w1 w2: "},
         "128 tokens per query, 128 per passage": {"max_length": 128, "prompt": ""},
-        "text only": {"title": "drop"},
+        "text only": {"title": "drop", "max_length": 9},
     }
     told = {
         (row["model_id"], row["setting"]): float(row["value"])
         for row in answers(workdir)
         if row["metric"] == "AP" and row["value"]
     }
-    places = [("me/asks", "the query prompt before passages too"), ("me/odd", "text only")]
+    places = [("me/asks", "the query prompt before passages too"), ("me/short", "text only")]
     places.append(("me/short", "128 tokens per query, 128 per passage"))
     for place in places:
         value = measured(tiny / "bert", **facts[place[1]])["AP"]

@@ -67,6 +67,12 @@ def test_what_the_run_had_is_not_tried():
     assert "256 tokens per query, 256 per passage" not in names
 
 
+def test_where_no_text_was_cut_only_shorter_lengths_are_tried():
+    had = scores(truncated={"query": 0, "passage": 0})
+    names = [suspect.name for suspect in suspects.suspects(ROW, had, REGISTRY)]
+    assert [n for n in names if "tokens" in n] == ["128 tokens per query, 128 per passage"]
+
+
 def test_a_revision_that_is_not_there_is_no_part_of_all_that_is_stated():
     found = suspects.suspects(ROW, scores(), REGISTRY, fetched=lambda revision: False)
     assert "revision" not in found[-1].model

@@ -294,11 +294,14 @@ def _lengths(
     entry = prompts.model(row.model_id, folder)
     limit = registry.get("max_tokens") or entry.get("max_tokens")
     stated = [registry.get("max_length"), entry.get("max_length"), limit, *LENGTHS]
+    # Where no text was cut, a longer length is the same.
+    cut = any(run.facts.get(f"truncated.{role}") != 0 for role in prompts.ROLES)
     for length in stated:
         if not length:
             continue
         both = length if isinstance(length, dict) else dict.fromkeys(prompts.ROLES, length)
-        if both != have and (not limit or max(both.values()) <= limit):
+        same = not cut and all(both[role] >= (have[role] or 0) for role in prompts.ROLES)
+        if both != have and not same and (not limit or max(both.values()) <= limit):
             words = f"{both['query']} tokens per query, {both['passage']} per passage"
             yield Suspect(words, model={"max_length": both})
 
