@@ -12,7 +12,7 @@ SNAKEMAKE = $(BIN)/snakemake $(if $(EXPERIMENT),--configfile $(EXPERIMENT)) $(AR
 export PYTHONDONTWRITEBYTECODE =
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: run plan fetch reproduce reference test test-all test-journeys test-compat test-cluster lint bench chaos audit verify clean-temp clean-old
+.PHONY: run plan fetch reproduce why reference test test-all test-journeys test-compat test-cluster lint bench chaos audit verify clean-temp clean-old
 .DELETE_ON_ERROR:
 
 run: .venv/run.ok
@@ -21,6 +21,10 @@ run: .venv/run.ok
 # Fails where a published number was not reproduced: make reproduce EXPERIMENT=experiments/….yaml
 reproduce: .venv/run.ok
 	$(SNAKEMAKE) reproduce
+
+# Tries the usual suspects where a published number was not reproduced: results/<experiment>/why.tsv
+why: .venv/run.ok
+	$(SNAKEMAKE) why
 
 # What is cached, what is to do: bytes to download and hours on one device.
 plan: .venv/run.ok

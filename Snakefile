@@ -35,4 +35,4 @@ rule all:
 
 onerror:
     # What could be made is reported, what couldn't be stands in it with its reason.
-    shell(f"{rest()} || true; {show('--partial')} || true")
+    shell(f"{restart('finish_rest')} || true; {show('--partial')} || true")

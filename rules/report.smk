@@ -7,12 +7,12 @@ def show(*options):
     return f"{PYTHON} {FOLDER}/show_results.py --plan {PLAN_FILE} {' '.join(options)}"
 
 
-def rest():
-    """The command that makes what a mistake elsewhere held up."""
+def restart(script):
+    """The command of a script that starts this workflow once more, as it was started."""
     given = ["--plan", PLAN_FILE, "--snakefile", workflow.main_snakefile]
     given += ["--directory", Path.cwd(), *(f"--configfile={f}" for f in GIVEN)]
     words = shlex.join(map(str, [*given, "--", *sys.argv[1:]]))
-    return f"{PYTHON} {FOLDER}/finish_rest.py {words}"
+    return f"{PYTHON} {FOLDER}/{script}.py {words}"
 
 
 for job in jobs("report"):
@@ -59,3 +59,18 @@ rule reproduce:
         "../envs/data.yaml"
     shell:
         show("--require") + " 2>&1 | tee {log:q}"
+
+
+rule why:
+    # Tries settings where a published number was not reproduced, and names those that give it.
+    input:
+        PLAN.shown(PLAN.report),
+    log:
+        "logs/why.log",
+    localrule: True
+    conda:
+        "../envs/data.yaml"
+    params:
+        command=restart("find_why"),
+    shell:
+        "{params.command} 2>&1 | tee {log:q}"

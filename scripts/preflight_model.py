@@ -6,17 +6,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is told not to
 
 from embedrepro.errors import run_cli
-from embedrepro.models.preflight import preflight
 from embedrepro.plan.artifacts import Artifact
-from embedrepro.plan.command_line import read_job
+from embedrepro.plan.command_line import prove_model, read_job
 
 
 def main() -> None:
     task = read_job(__doc__)
 
     def make(artifact: Artifact) -> None:
-        spec = artifact.spec
-        preflight(Path(spec["staged"]), Path(artifact.path), spec["address"])
+        prove_model(artifact)
         print(f"preflight: {artifact.label}")
 
     task.each(task.missing(), make)

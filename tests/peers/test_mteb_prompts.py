@@ -9,7 +9,11 @@ import os
 from types import SimpleNamespace
 
 import pytest
+from embedrepro.datasets.registry import read_registry, resolve
 from embedrepro.models import prompts
+from embedrepro.models.known import read_models
+from embedrepro.plan.artifacts import prompt_of
+from embedrepro.plan.config import read_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 MODELS = [
@@ -119,3 +123,23 @@ def test_the_texts_put_before_are_those_of_mteb(mteb, recorder, model_id):
                 unlike.append((task, role, ours, list(recorder)))
     assert not unlike, unlike[:3]
     assert compared == 2 * len(prompts.tasks()["tasks"])
+
+
+@pytest.mark.parametrize("model_id", MODELS)
+def test_a_plan_puts_them(model_id):
+    """By name alone, on every dataset of the registry that is a task of MTEB's; what mteb leaves to
+    the model's own files, a plan may."""
+    registry = read_registry(prompts.REGISTRY / "datasets.yaml")
+    model = read_model({"id": model_id}, read_models(prompts.REGISTRY)[model_id], str, str)
+    datasets = resolve([name for name in registry if registry[name].get("mteb")], registry)
+    compared = 0
+    for dataset in datasets:
+        for split, place in dataset.mteb.items():
+            for role in ROLES:
+                theirs = prompts.prompt_of(model_id, place["task"], role)
+                if theirs is None:
+                    continue
+                ours = prompt_of(model, dataset, role, split if role == "query" else None)
+                assert ours["prompt"] == theirs, (dataset.name, split, role)
+                compared += 1
+    assert compared or model_id == "BAAI/bge-m3"

@@ -307,6 +307,49 @@ def test_prompts_by_task_are_put_as_they_stand_for_the_dataset():
     assert catalogue.queries(model, second, "dev").spec["prompt"] == "any: "
 
 
+def test_preflight_looks_at_the_prompts_that_are_put():
+    prompts = {"default": "any: ", "beir/scifact": "{task}: ", "nobody/asks": "never: "}
+    models = [{"id": "Org/Known-1.5B", "query_prompt": prompts}]
+    paths = set()
+    for datasets, put in (
+        (["beir/scifact"], ["Find evidence: "]),
+        (["beir/scifact", "msmarco-passage/dev"], ["Find evidence: ", "any: "]),
+    ):
+        built = experiment(models=models, datasets=datasets)
+        proof = Catalogue(built, outside(built)).preflight(built.models[0])
+        assert proof.spec["put"] == {"query": put, "passage": [None]}  # None: as its files say
+        paths.add(proof.path)
+    assert len(paths) == 2
+
+
+def test_to_state_the_models_own_prompt_changes_no_score():
+    own = KNOWN_MODELS["Org/Known-1.5B"] | {"query_prompt": "q: ", "passage_prompt": "{task}"}
+
+    def scores(**facts):
+        config = {"experiment": "t", "models": [{"id": "Org/Known-1.5B"} | facts]}
+        known = SCHEMA, {"Org/Known-1.5B": own}, KNOWN_DATASETS
+        built = read_experiment(config | {"datasets": ["beir/scifact"]}, *known, str, str)
+        catalogue = Catalogue(built, outside(built))
+        return catalogue.scores(built.models[0], built.datasets[0], "test")
+
+    plain = scores()
+    assert plain.spec["facts"]["stated"] == []
+    assert scores(query_prompt="q: ").path == plain.path
+    assert scores(passage_prompt="Find evidence").path == plain.path
+    assert scores(query_prompt="ask: ").spec["facts"]["stated"] == ["query_prompt"]
+    assert scores(query_prompt="ask: ").path != plain.path
+
+
+def test_what_is_said_otherwise_than_the_registry_is_told_to_verdicts():
+    def facts(**stated):
+        built = experiment(models=[{"id": "Org/Known-1.5B"} | stated])
+        catalogue = Catalogue(built, outside(built))
+        return catalogue.scores(built.models[0], built.datasets[0], "test").spec["facts"]
+
+    assert facts(pooling="cls", normalize=False)["otherwise"] == {"pooling": ["mean", "cls"]}
+    assert "otherwise" not in facts(pooling="mean", normalize=True)
+
+
 def test_a_prompt_with_a_task_needs_one_before_anything_runs():
     with pytest.raises(UserError, match="no instruction"):
         plan(

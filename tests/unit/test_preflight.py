@@ -194,6 +194,28 @@ def test_prompt_that_never_reaches_the_tokens(staged):
     assert [row["ok"] for row in probe.prompts()] == [False]
 
 
+def test_only_prompts_that_are_put_are_looked_at(staged):
+    """A table may hold prompts of tasks that nobody asks for."""
+    _, folder = staged(facts={"query_prompt": "", "passage_prompt": ""})
+    record = json.loads((folder / "stage.json").read_text())
+    tokenizer, model, _ = load(folder)
+
+    def deaf(text, **_):
+        return {"input_ids": tokenizer(text.removeprefix("lost: "))["input_ids"]}
+
+    deaf.unk_token_id = tokenizer.unk_token_id
+    prompts = {"default": "query: ", "other": "lost: "}
+    for put, ok in (
+        (None, True),
+        ({"query": ["query: ", None]}, True),
+        ({"query": ["query: ", "lost: "]}, False),
+        ({"passage": ["lost: "]}, False),
+    ):
+        probe = examination.Probe(folder, record | {"query_prompt": prompts}, tokenizer, model, put)
+        probe.tokenizer = deaf
+        assert [row["ok"] for row in probe.prompts()] == [ok], put
+
+
 def test_large_model_is_cut_to_its_first_layers(tmp_path, monkeypatch):
     monkeypatch.setattr(examination, "FULL_BYTES", 0)
     snapshot = traps.qwen2(tmp_path / "snap", layers=4)

@@ -202,6 +202,12 @@ UNLIKE = {
     "dimensions": ({"dimensions": 64}, {}, "published with whole vectors, run with 64 dimensions"),
     "stored precision": ({"stored": "int8"}, {}, "floating-point numbers, run with int8 ones"),
     "title": ({"title": "drop"}, {}, "published with title joined, run with text only"),
+    "pooling": (
+        {"otherwise": {"pooling": ["mean", "cls"]}},
+        {},
+        "published with the model's own pooling mean, run with cls from the config",
+    ),
+    "way": ({"way": "sparse"}, {}, "published of the model's dense vectors, run by its way sparse"),
     "protocol": (
         {},
         {"protocols": {"trec_eval": {}}},
@@ -211,11 +217,26 @@ UNLIKE = {
 
 
 @pytest.mark.parametrize("way", UNLIKE)
-def test_twelve_ways_to_be_unlike_an_actual_row(actual, way):
+def test_ways_to_be_unlike_an_actual_row(actual, way):
     facts, changes, reason = UNLIKE[way]
     found = only(actual, as_run(actual, actual.value - 0.2, facts, **changes))
     assert found.verdict == "not comparable"
     assert reason in found.reason
+
+
+def test_another_split_is_another_number(actual):
+    assert list(verdicts.compare(as_run(actual, actual.value, {}, split="train"), [actual])) == []
+
+
+def test_another_precision_than_an_actual_row_states(actual):
+    """MTEB doesn't say a precision; a row by hand may."""
+    row = replace(actual, precision="float32")
+    found = only(row, as_run(row, row.value - 0.2, {"dtype": "bfloat16", "precision": "fast"}))
+    assert found.verdict == "not comparable"
+    assert "published in float32, run in bfloat16 without a rounding interval" in found.reason
+    assert only(
+        row, as_run(row, row.value, {"dtype": "float16", "precision": "exact"})
+    ).verdict == ("reproduced")
 
 
 def length(query: int) -> dict:

@@ -178,7 +178,7 @@ def differences(row: Published, run: Run, rounded: bool = False) -> Iterator[str
 
     `rounded`: the run has a rounding interval, which answers for its precision.
     """
-    for difference in (_model, _dataset, _prompts, _lengths, _vectors, _title):
+    for difference in (_model, _dataset, _prompts, _lengths, _vectors, _title, _otherwise):
         yield from difference(row, run)
     if row.precision and run.precision and row.precision != run.precision and not rounded:
         yield (
@@ -265,6 +265,15 @@ def _title(row: Published, run: Run) -> Iterator[str]:
     have = run.facts.get("title")
     if have is not None and row.title is not None and have != row.title:
         yield f"published with {TITLES[row.title]}, run with {TITLES.get(have, have)}"
+
+
+def _otherwise(row: Published, run: Run) -> Iterator[str]:
+    """A publisher takes a model as it is; a config may state it otherwise."""
+    for fact, value in run.facts.items():
+        if fact.startswith("otherwise."):
+            own, stated = value
+            name = fact.removeprefix("otherwise.")
+            yield f"published with the model's own {name} {own}, run with {stated} from the config"
 
 
 def _remarks(

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from typing import Any
 from ..errors import printable
 from ..startup import uncollected
 from .architectures import ENCODERS, dtype_name
+from .facts_table import prompt_for
 
 Finding = dict[str, Any]  # {"check": name, "ok": bool, "detail": one line}
+Prompts = Mapping[str, Sequence[str | None]]  # by role; None stands for that of stage.json
 FULL_BYTES = 700 * 2**20  # weights above this are loaded only in part
 LAYERS = 2
 # Parts of a checkpoint that pooling never reads.
@@ -51,15 +53,20 @@ def finding(check: str, ok: bool, detail: str) -> Finding:
     return {"check": check, "ok": bool(ok), "detail": printable(detail, 500)}
 
 
-def examine(staged: Path, checks: bool = True, digest: bool = True) -> dict[str, Any]:
-    """{"findings": [...], "digest": sha256 of some vectors and all buffers}, what is asked for."""
+def examine(
+    staged: Path, put: Prompts | None = None, checks: bool = True, digest: bool = True
+) -> dict[str, Any]:
+    """{"findings": [...], "digest": sha256 of some vectors and all buffers}, what is asked for.
+
+    `put`: the texts that will stand before queries and passages; without it those of stage.json.
+    """
     import torch
 
     from .staged import verify_code
 
     record = verify_code(staged)
     tokenizer, model, findings = load(staged, record)
-    probe = Probe(staged, record, tokenizer, model)
+    probe = Probe(staged, record, tokenizer, model, put)
     asked: list[Callable[[], Iterator[Finding]]] = [
         probe.code,
         probe.end_token,
@@ -180,8 +187,15 @@ def weights_finding(
 class Probe:
     """The checks, each a generator of findings, on one loaded model."""
 
-    def __init__(self, staged: Path, record: dict[str, Any], tokenizer: Any, model: Any) -> None:
-        self.staged, self.record = staged, record
+    def __init__(
+        self,
+        staged: Path,
+        record: dict[str, Any],
+        tokenizer: Any,
+        model: Any,
+        put: Prompts | None = None,
+    ) -> None:
+        self.staged, self.record, self.put = staged, record, put or {}
         self.tokenizer, self.model = tokenizer, model
         self.known: dict[str, Any] = {}
 
@@ -283,8 +297,9 @@ class Probe:
         """A prompt reaches the tokens, before the text, which stays whole."""
         text = TEXTS[0]
         for role in ("query", "passage"):
-            stated = self.record[f"{role}_prompt"] or ""
-            for prompt in stated.values() if isinstance(stated, dict) else [stated]:
+            stated = prompt_for(self.record[f"{role}_prompt"])
+            for put in self.put.get(role, [None]):
+                prompt = stated if put is None else put
                 if not prompt:
                     continue
                 alone, both = self.ids(text), self.ids(prompt + text)
@@ -295,7 +310,7 @@ class Probe:
                 if self.tokenizer.unk_token_id in set(both) - set(alone):
                     yield finding("prompts", False, f"{what} is partly unknown")
                     return
-        yield finding("prompts", True, "each prompt that is stated reaches the tokens")
+        yield finding("prompts", True, "each prompt that is put reaches the tokens")
 
     def padding_token(self) -> Iterator[Finding]:
         token = self.tokenizer.pad_token
@@ -412,8 +427,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--staged", type=Path, required=True)
     parser.add_argument("--digest-only", action="store_true", help="load and run, no checks")
+    parser.add_argument("--put", type=json.loads, default={}, help="prompts by role, as JSON")
     arguments = parser.parse_args()
-    answer = examine(arguments.staged, checks=not arguments.digest_only)
+    answer = examine(arguments.staged, arguments.put, checks=not arguments.digest_only)
     print()  # ends whatever custom code printed
     print(json.dumps(answer))
 

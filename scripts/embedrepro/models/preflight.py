@@ -29,7 +29,7 @@ from typing import Any
 from ..errors import UserError, printable
 from ..files import read_json, write_record
 from .comparison import compare, compare_m3, compare_many
-from .examination import FULL_BYTES, Finding, examine, finding, weight_bytes
+from .examination import FULL_BYTES, Finding, Prompts, examine, finding, weight_bytes
 
 TIMEOUT = 600  # seconds for one child
 # What loading and running a model raises where it can't be done.
@@ -37,9 +37,15 @@ LOADING = (OSError, ValueError, ImportError, RuntimeError, TypeError, AttributeE
 COMPUTING = ("torch", "transformers", "tokenizers", "sentence-transformers", "numpy")
 
 
-def preflight(staged: Path | str, output: Path | str, address: str | None = None) -> None:
+def preflight(
+    staged: Path | str,
+    output: Path | str,
+    put: Prompts | None = None,
+    address: str | None = None,
+) -> None:
     """Check the staged folder and write the findings to `output`; takes some seconds.
 
+    `put`: the texts that will stand before queries and passages; without it those of stage.json.
     `address`: where a model on a server is now; of others nothing reaches for the network. Raises
     UserError naming the first check that failed; then nothing is written. It can run in a process
     of its own or in one that encodes afterwards; there the imports are paid once.
@@ -47,7 +53,7 @@ def preflight(staged: Path | str, output: Path | str, address: str | None = None
     staged = Path(staged).absolute()
     record = read_json(staged / "stage.json")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    findings = examined(staged, record, address)
+    findings = examined(staged, record, put or {}, address)
     refuse_failed(findings, printable(record["id"]))
     versions = {name: installed(name) for name in COMPUTING}
     write_record(output, {"id": record["id"], "findings": findings, "versions": versions})
@@ -60,7 +66,9 @@ def installed(name: str) -> str | None:
         return None
 
 
-def examined(staged: Path, record: dict[str, Any], address: str | None) -> list[Finding]:
+def examined(
+    staged: Path, record: dict[str, Any], put: Prompts, address: str | None = None
+) -> list[Finding]:
     """The findings for a staged folder, in the order of the checks."""
     if "server" in record:
         from .served import examine_server
@@ -76,7 +84,7 @@ def examined(staged: Path, record: dict[str, Any], address: str | None) -> list[
         return compare_many(staged, record)
     if record.get("beyond") and record["pooling"] == "modules" and not record["modules"]:
         return compare(staged, record)  # sentence-transformers' own modules, nothing else to probe
-    findings = own_code(staged, record) if record["code"] else native(staged)
+    findings = own_code(staged, record, put) if record["code"] else native(staged, put)
     if record.get("beyond") and all(row["ok"] for row in findings):
         if find_spec("sentence_transformers"):
             findings += compare(staged, record)
@@ -86,9 +94,9 @@ def examined(staged: Path, record: dict[str, Any], address: str | None) -> list[
     return findings
 
 
-def native(staged: Path) -> list[Finding]:
+def native(staged: Path, put: Prompts) -> list[Finding]:
     try:
-        return list(examine(staged, digest=False)["findings"])
+        return list(examine(staged, put, digest=False)["findings"])
     except LOADING as error:
         return [finding("load", False, f"the model can't be loaded and run: {last_line(error)}")]
 
@@ -98,7 +106,7 @@ def last_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
-def own_code(staged: Path, record: dict[str, Any]) -> list[Finding]:
+def own_code(staged: Path, record: dict[str, Any], put: Prompts) -> list[Finding]:
     """A folder with code of its own: proved in a fresh process, then loaded once more in this one.
 
     The process has its own cache of modules and can neither hang nor end this one. Where the second
@@ -111,7 +119,7 @@ def own_code(staged: Path, record: dict[str, Any]) -> list[Finding]:
         # Loaded under the name that it will have: while staging, its own still has a dot.
         view = Path(scratch) / re.sub(r"^\.tmp-[0-9a-f]+-", "", staged.name)
         view.symlink_to(staged)
-        child = start(view, Path(scratch) / "modules1", threads)
+        child = start(view, Path(scratch) / "modules1", threads, "--put", json.dumps(put))
         import_libraries()  # meanwhile: this process needs them as well
         answer = finish(child)
         if "error" in answer:

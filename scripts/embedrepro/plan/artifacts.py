@@ -5,6 +5,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from ..datasets.registry import Estimate, ResolvedDataset
 from ..errors import UserError, printable
 from ..evaluation import metrics
-from ..models.facts_table import Role, known_facts, prompt_for, role_facts
+from ..models.facts_table import ROLES, Role, known_facts, prompt_for, role_facts
 from . import cost
 from .config import WAYS, Experiment, Model
 from .keys import key_of
@@ -179,11 +180,25 @@ class Catalogue:
         return self.add(Artifact("stage", path, spec | places, inputs, label=model.id))
 
     def preflight(self, model: Model) -> Artifact:
-        stage = self.stage(model)
-        key = key_of("preflight", stage.path.split("/")[-2])
+        stage, put = self.stage(model), self.prompts(model)
+        key = key_of("preflight", stage.path.split("/")[-2], put)
         path = self.path("models", "preflight", f"{model.name}-{key}.json")
-        spec = {"staged": stage.spec["folder"], "address": address(model)}
+        spec = {"staged": stage.spec["folder"], "put": put, "address": address(model)}
         return self.add(Artifact("preflight", path, spec, (stage.path,), label=model.id))
+
+    def prompts(self, model: Model) -> dict[str, list[str | None]]:
+        """By role the texts that this experiment puts; None for what the model's files say."""
+        if not encodes(model):
+            return {}
+        put = {
+            role: {
+                prompt_of(model, dataset, role, split)["prompt"]
+                for dataset in self.experiment.datasets
+                for split in (dataset.splits if role == "query" else [None])
+            }
+            for role in ROLES
+        }
+        return {role: sorted(texts, key=lambda t: (t is None, t)) for role, texts in put.items()}
 
     # Datasets
 
@@ -434,9 +449,10 @@ class Catalogue:
             "facts": {
                 "title": dataset.title,
                 "dataset_revision": dataset.source.get("revision"),
-                "stated": sorted(model.facts),
+                "stated": own_prompts(model, dataset, split),
                 **({"way": model.way} if model.way else {}),
                 **({} if self.pinned(model) else {"pinned": False}),
+                **({"otherwise": changed} if (changed := otherwise(model)) else {}),
             },
         }
         key = key_of("score", spec, key_in(run.path), key_in(source.path))
@@ -478,8 +494,11 @@ class Catalogue:
                 for split in dataset.splits:
                     if row_name(model.slug, dataset.slug, split) in self.without:
                         continue
-                    run = self.run(model, dataset, split)
-                    yield Row(model, dataset, split, run, self.scores(model, dataset, split))
+                    yield self.row(model, dataset, split)
+
+    def row(self, model: Model, dataset: ResolvedDataset, split: str) -> Row:
+        run = self.run(model, dataset, split)
+        return Row(model, dataset, split, run, self.scores(model, dataset, split))
 
 
 def encodes(model: Model) -> bool:
@@ -554,6 +573,34 @@ def prompt_of(
             )
         text = text.replace("{task}", dataset.instruction)
     return {"prompt": text, "instruction": None}
+
+
+def otherwise(model: Model) -> dict[str, list[Any]]:
+    """What of a model the config says otherwise than the registry: [the registry's, the config's].
+
+    Prompts, lengths, dimensions and precision are told apart as they were in the end, by vectors.
+    """
+    stated, own = model.facts, model.known
+    return {
+        name: [own[name], stated[name]]
+        for name in ("pooling", "normalize", "attention", "end_token", "include_prompt")
+        if name in stated and name in own and stated[name] != own[name]
+    }
+
+
+def own_prompts(model: Model, dataset: ResolvedDataset, split: str) -> list[str]:
+    """The prompts that the config states and the model itself has otherwise: verdicts tell them
+    from the model's own."""
+    found = []
+    for role in ROLES:
+        name, of = f"{role}_prompt", split if role == "query" else None
+        without = {k: v for k, v in model.facts.items() if k != name}
+        if name in model.facts:
+            put, own = prompt_of(model, dataset, role, of), None
+            with suppress(UserError):  # the model's own has {task}, the dataset no instruction
+                own = prompt_of(replace(model, facts=without), dataset, role, of)
+            found += [name] if put != own else []
+    return found
 
 
 def corpus_precision(model: Model, size: Estimate, tflops: float) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 import json
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,22 @@ from ..sources import snapshot
 from ..sources.environments import pins_digest, pins_file
 from .artifacts import Outside
 from .compile import compile_plan
-from .config import absolute_paths, read_experiment
-from .plan import Plan
+from .config import (
+    Digests,
+    Experiment,
+    Model,
+    Way,
+    absolute_paths,
+    entries,
+    read_experiment,
+    read_model,
+)
+from .plan import Plan, read_plan
 
 Config = dict[str, Any]
 # Rows that a workflow leaves out which another one starts to finish what it could not.
 WITHOUT = "EMBED_REPRO_WITHOUT"
+GIVEN = "EMBED_REPRO_PLAN"  # a plan's file
 
 
 def read_config(repository: Path, files: Iterable[Path | str], overrides: Config) -> Config:
@@ -63,7 +74,41 @@ def update(config: Config, more: Config) -> None:
 def build_plan(
     config: Config, repository: Path, files: Iterable[Path | str], overrides: Config
 ) -> Plan:
-    """Compile the plan of `config`; `UserError` for all that can be known to be wrong."""
+    """Compile the plan of `config`; `UserError` for all that can be known to be wrong.
+
+    In a workflow that another one starts with a plan of its own (`GIVEN`), that one.
+    """
+    if given := os.environ.get(GIVEN):
+        return read_plan(given)
+    scope = read_scope(config, repository)
+    without = frozenset(json.loads(os.environ.get(WITHOUT, "[]")))
+    command = command_line(repository, files, overrides)
+    plan = compile_plan(scope.experiment, scope.outside, command, without)
+    return replace(plan, config=scope.config)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A config that was read, with all that lies outside the store."""
+
+    config: Config  # complete, its paths absolute
+    experiment: Experiment
+    outside: Outside
+    read: Callable[..., Model]  # `read_model` of an entry of a model
+
+    def variant(self, model: Model, changed: Mapping[str, Any], alias: str) -> Model:
+        """A row's model with keys of its entry replaced, those that are None taken away."""
+        known = read_models(Path(self.outside.registry))
+        rows = zip(self.experiment.models, entries(self.config["models"], known), strict=True)
+        entry, cut, way = next(found for one, found in rows if one is model)
+        kept = {k: v for k, v in entry.items() if k not in changed}
+        new = {k: v for k, v in changed.items() if v is not None}
+        entry = {**kept, **new, "alias": alias}
+        return self.read(entry, None if "dimensions" in changed else cut, way)
+
+
+def read_scope(config: Config, repository: Path) -> Scope:
+    """Read the registries and digest local data; `UserError` for all that is wrong."""
     rules = repository / "rules"
     models = read_models(rules / "registry")
     datasets = read_registry(rules / "registry" / "datasets.yaml")
@@ -91,13 +136,15 @@ def build_plan(
 
         return server_identity(source, cache)
 
+    pins = partial(pins_digest, repository / "envs")
+    digests = Digests(path_digest, file_digest, server_identity, pins)
     experiment = read_experiment(
         config,
         *known,
-        path_digest=path_digest,
-        file_digest=file_digest,
-        server_identity=server_identity,
-        pins_digest=partial(pins_digest, repository / "envs"),
+        path_digest=digests.path,
+        file_digest=digests.file,
+        server_identity=digests.server,
+        pins_digest=digests.pins,
     )
     tables = [*sorted((rules / "registry").iterdir()), *map(Path, experiment.published)]
     outside = Outside(
@@ -111,9 +158,11 @@ def build_plan(
         environments=str(repository / "envs"),
         published={path.name: file_digest(str(path)) for path in tables},
     )
-    without = frozenset(json.loads(os.environ.get(WITHOUT, "[]")))
-    command = command_line(repository, files, overrides)
-    return compile_plan(experiment, outside, command, without)
+
+    def read(entry: Config, cut: int | None, way: Way | None) -> Model:
+        return read_model(entry, models.get(entry["id"], {}), digests, cut, way)
+
+    return Scope(config, experiment, outside, read)
 
 
 def config_schema(repository: Path) -> Config:

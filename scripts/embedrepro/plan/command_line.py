@@ -79,7 +79,7 @@ class Task:
     def prove(self) -> set[str]:
         """Make the job's missing preflights; the staged folders that fail are not to be run."""
         missing = self.missing("preflight")
-        self.each(missing, _preflight)
+        self.each(missing, prove_model)
         return {a.spec["staged"] for a in missing if not is_there(a)}
 
     def finish(self) -> None:
@@ -88,10 +88,12 @@ class Task:
             sys.exit(2)
 
 
-def _preflight(artifact: Artifact) -> None:
+def prove_model(artifact: Artifact) -> None:
+    """Make a preflight."""
     from ..models.preflight import preflight
 
-    preflight(Path(artifact.spec["staged"]), Path(artifact.path), artifact.spec["address"])
+    spec = artifact.spec
+    preflight(Path(spec["staged"]), Path(artifact.path), spec["put"], spec["address"])
 
 
 def is_there(artifact: Artifact) -> bool:

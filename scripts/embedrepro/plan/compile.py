@@ -1,8 +1,11 @@
 """From an experiment to its plan."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ..datasets.registry import ResolvedDataset
+from ..evaluation.protocols import PROTOCOLS
 from .artifacts import Artifact, Catalogue, Outside, Row, encodes, key_in, pattern
 from .config import Experiment, Model
 from .jobs import Job, make_job, make_jobs
@@ -10,18 +13,49 @@ from .keys import key_of
 from .plan import Plan
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A row that a setting is tried by: a model under a name of its own, a dataset, a split."""
+
+    model: Model
+    dataset: ResolvedDataset
+    split: str
+
+
+def wider_catalogue(catalogue: Catalogue, trials: Sequence[Trial]) -> Catalogue:
+    """The same artifacts, of an experiment that has the models and datasets of trials as well."""
+    if not trials:
+        return catalogue
+    own = catalogue.experiment
+    datasets = {id(d): d for d in [*own.datasets, *(trial.dataset for trial in trials)]}
+    experiment = replace(
+        own,
+        models=(*own.models, *(trial.model for trial in trials)),
+        datasets=tuple(datasets.values()),
+        protocols=tuple(dict.fromkeys([*own.protocols, *PROTOCOLS])),
+    )
+    return replace(catalogue, experiment=experiment)
+
+
 def compile_plan(
-    experiment: Experiment, outside: Outside, command: str, without: frozenset[str] = frozenset()
+    experiment: Experiment,
+    outside: Outside,
+    command: str,
+    without: frozenset[str] = frozenset(),
+    trials: Sequence[Trial] = (),
 ) -> Plan:
     """Every artifact and job of `experiment`; pure. `command` repeats it, for its report.
 
     `without`: rows to leave out, since something that they need can't be made (`row_name`s).
+    `trials`: further rows, which no report has, scored under every protocol.
 
     Raises `UserError` where a row can't be: a prompt with {task} on a dataset without instruction.
     """
     catalogue = Catalogue(experiment, outside, without)
     rows = list(catalogue.rows())
-    jobs = make_jobs(catalogue, rows)
+    wider = wider_catalogue(catalogue, trials)
+    tried = [wider.row(trial.model, trial.dataset, trial.split) for trial in trials]
+    jobs = make_jobs(wider, [*rows, *tried])
     references = reference_artifacts(catalogue, rows)
     jobs += reference_jobs(catalogue, rows, references)
     report = report_artifact(catalogue, rows, outside.published, command, None)

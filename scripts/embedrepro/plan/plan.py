@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +13,7 @@ from ..files import damaged, write_text
 from .artifacts import Artifact, spread
 from .jobs import Job
 
-PLAIN = ("experiment", "store", "results", "report", "report_with_reference", "repeat")
+PLAIN = ("experiment", "store", "results", "report", "report_with_reference", "repeat", "config")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Plan:
     report: str  # path of the report's record
     report_with_reference: str | None  # the same with FlagEmbedding's own numbers beside ours
     repeat: str  # the command that repeats the experiment
+    config: Mapping[str, Any] = field(default_factory=dict)  # what it was compiled from
 
     def job(self, name: str) -> Job:
         for job in self.jobs:

@@ -110,6 +110,7 @@ def show(folder: Path, rows: Sequence[Mapping[str, str]], results: Path) -> str:
 
 VIEWED = ("report.html", "report.md", "report.tex", "metrics.tsv", "verdicts.tsv", "speed.tsv")
 VIEWED += ("summary.txt", "comparisons.json", "parity.json", "provenance.json")
+VIEWED += ("why.tsv",)
 
 
 def alone(results: Path) -> Any:
