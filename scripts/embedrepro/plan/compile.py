@@ -173,7 +173,7 @@ def reference_artifacts(catalogue: Catalogue, rows: Sequence[Row]) -> list[Artif
 
 def has_reference(model: Model) -> bool:
     """Whether FlagEmbedding evaluates such a row: whole dense vectors."""
-    return model.kind == "dense" and model.cut is None
+    return model.kind == "dense" and model.cut is None and not model.quantized
 
 
 def own_devices(devices: Sequence[str]) -> list[str]:
