@@ -412,8 +412,11 @@ RERANK = {
     "brain": ("cross", {"dtype": "bfloat16"}, "models[].rerank.dtype=bfloat16"),
     "parts": ("cross", {"shards": 2}, "models[].rerank.shards:integer"),
     "flag": ("cross", {"engine": "encoder-only-base"}, "models[].rerank.engine=encoder-only-base"),
-    "auto": ("cross", {"engine": "auto", "instruction": None},
-             "models[].rerank.engine=auto models[].rerank.instruction:null"),
+    "auto": ("cross", {"engine": "auto", "instruction": None, "prompt": None},
+             "models[].rerank.engine=auto models[].rerank.instruction:null "
+             "models[].rerank.prompt:null"),
+    "asked": ("decoder", {"engine": "decoder-only-base", "prompt": "Is B about A?"},
+              "models[].rerank.prompt:string"),
     "qwen3": ("decoder", {"engine": "qwen3-reranker", "instruction": "Find it"},
               "models[].rerank.engine=qwen3-reranker models[].rerank.instruction:string"),
     "decoder": ("decoder", {"engine": "decoder-only-base", "options": {"prompt": "Same?"}},
@@ -558,7 +561,7 @@ def test_rerank(reranked, name):
     score = oracle.qwen3_score if name == "qwen3" else score
     tolerance = {"half": 2e-2, "brain": 0.15}.get(name, 1e-4)
     limit = {k: v for k, v in keys.items() if k == "max_length"}
-    limit |= keys.get("options", {})
+    limit |= keys.get("options", {}) | ({"prompt": keys["prompt"]} if name == "asked" else {})
     limit |= {"instruction": keys["instruction"]} if name == "qwen3" else {}
     for query, docs in first.items():
         best = list(docs)[:depth]

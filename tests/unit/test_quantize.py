@@ -14,7 +14,6 @@ from sentence_transformers.util.quantization import (
     semantic_search_faiss,
 )
 
-
 CALIBRATION = 40
 
 
