@@ -46,7 +46,12 @@ def minicpm(folder: Path) -> Path:
     torch.manual_seed(9)
     sizes = {k: v for k, v in GROUPED.items() if k != "head_dim"} | {"num_hidden_layers": 4}
     sizes |= {"start_layer": 2, "head_multi": True, "head_type": "simple", "scale_emb": 12}
-    sizes |= {"dim_model_base": 16, "scale_depth": 1.4, "tie_word_embeddings": False}
+    sizes |= {
+        "initializer_range": 0.2,
+        "dim_model_base": 16,
+        "scale_depth": 1.4,
+        "tie_word_embeddings": False,
+    }
     MendedMiniCPM(LayerWiseMiniCPMForCausalLM.config_class(**sizes)).save_pretrained(folder)
     make.tokenizer(folder, "none", bos_token="<s>", added=["Yes"])
     name = "modeling_minicpm_reranker.LayerWiseMiniCPMForCausalLM"

@@ -45,7 +45,7 @@ TASKS = {
     "qwen3-reranker": LOGITS,
 }
 RECIPES = tuple(TASKS)
-LAYERWISE = "decoder-only-layerwise"
+LAYERWISE, LIGHTWEIGHT = "decoder-only-layerwise", "decoder-only-lightweight"
 # The card of Qwen3-Reranker: what is asked, and of which two words the next one is to be.
 QWEN3 = {
     "prefix": "<|im_start|>system\nJudge whether the Document meets the requirements based on the "
@@ -167,13 +167,14 @@ def choose_recipe(
     elif ends.endswith("ForCausalLM") and basename.startswith("Qwen3-Reranker"):
         found = "qwen3-reranker", "name", "the recipe of its card"
     elif ends.endswith("ForCausalLM"):
+        usable = [r for r, task in TASKS.items() if task == LOGITS and r != LIGHTWEIGHT]
         raise UserError(
             f"{name}: a language model ({ends}), and nothing says how it is asked to rerank; set "
-            "rerank: {engine: …} to " + ", ".join(r for r, task in TASKS.items() if task == LOGITS)
+            "rerank: {engine: …} to " + ", ".join(usable)
         )
     else:
         found = "cross-encoder", "config.json", f"ends in {ends or 'a head'}"
-    if found[0] == "decoder-only-lightweight":
+    if found[0] == LIGHTWEIGHT:
         raise UserError(
             f"{name}: a lightweight reranker ({found[0]}): FlagEmbedding's class for it needs "
             "transformers 4.46 and fails under the installed version 5; it is not supported"
