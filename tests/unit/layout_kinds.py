@@ -25,7 +25,11 @@ def dense(layout: Layout, snapshot: Path, staged: Path, record: dict[str, Any]) 
     from sentence_transformers import SentenceTransformer
 
     peer = SentenceTransformer(
-        str(snapshot), device="cpu", trust_remote_code=layout.trust, local_files_only=True
+        str(snapshot),
+        device="cpu",
+        trust_remote_code=layout.trust,
+        local_files_only=True,
+        model_kwargs={"dtype": "float32"},  # else it computes as the checkpoint is stored
     )
     if layout.mend:
         layout.mend(peer)
