@@ -35,21 +35,18 @@ def main() -> None:
         others = [encode_piece(a) for a in task.of_others("encode", staged)]
         chosen = options.device, options.tokens_per_batch
         task.attempt(encode_pieces, staged, pieces, *chosen, None, others)
-    if cuts := task.missing("cut", ready=True):
-        from embedrepro.plan.tasks import cut_vectors
+    from embedrepro.plan.tasks import AFTER, DERIVED
 
-        task.each(cuts, cut_vectors)
+    for step, make in DERIVED.items():
+        task.each(task.missing(step, ready=True), make)
     # A row whose vectors couldn't be made is left; the others are searched.
     if runs := task.missing("search", ready=True):
         from embedrepro.plan.tasks import search_row
         from embedrepro.search.kinds import search_rows
 
         task.attempt(search_rows, [search_row(a) for a in runs], task.options.device)
-    if others := task.missing("weighted", "maxsim", ready=True):
-        from embedrepro.plan.tasks import AFTER
-
-        for artifact in others:
-            task.attempt(AFTER[artifact.step], artifact, task.options.device)
+    for artifact in task.missing(*AFTER, ready=True):
+        task.attempt(AFTER[artifact.step], artifact, task.options.device)
     if runs := task.missing("refine", ready=True):
         from embedrepro.plan.refining import refine_runs
 

@@ -11,13 +11,15 @@ from embedrepro.plan.command_line import read_job
 
 def main() -> None:
     task = read_job(__doc__, ("--device", {"choices": ("auto", "cpu", "cuda"), "default": "auto"}))
-    from embedrepro.plan.tasks import AFTER, search_piece, search_row
+    from embedrepro.plan.tasks import AFTER, DERIVED, search_piece, search_row
     from embedrepro.search.kinds import search_pieces, search_rows
 
     device = task.options.device
     task.attempt(search_rows, [search_row(a) for a in task.missing("search")], device)
     task.attempt(search_pieces, [search_piece(a) for a in task.missing("hits")], device)
-    for artifact in task.missing("weighted", "maxsim"):
+    for step, make in DERIVED.items():
+        task.each(task.missing(step, ready=True), make)
+    for artifact in task.missing(*AFTER, ready=True):
         task.attempt(AFTER[artifact.step], artifact, device)
     task.finish()
 

@@ -240,6 +240,7 @@ CONFIG |= {
     "max_length.query": (model(max_length={"query": 12}), NEW),
     "max_length.passage": (model(max_length={"passage": 9}), NEW),
     "dimensions": (model(dimensions=8), NEW),
+    "stored": (model(stored="binary"), NEW),
     "bm25.k1": (row(1, "bm25", k1=0.3), NEW),
     "bm25.method": (row(1, "bm25", method="bm25+"), NEW),
     "bm25.tokenizer": (row(1, "bm25", tokenizer="characters"), NEW),

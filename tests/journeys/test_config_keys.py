@@ -415,8 +415,11 @@ RERANK = {
     "brain": ("cross", {"dtype": "bfloat16"}, "models[].rerank.dtype=bfloat16"),
     "parts": ("cross", {"shards": 2}, "models[].rerank.shards:integer"),
     "flag": ("cross", {"engine": "encoder-only-base"}, "models[].rerank.engine=encoder-only-base"),
-    "auto": ("cross", {"engine": "auto", "instruction": None},
-             "models[].rerank.engine=auto models[].rerank.instruction:null"),
+    "auto": ("cross", {"engine": "auto", "instruction": None, "prompt": None},
+             "models[].rerank.engine=auto models[].rerank.instruction:null "
+             "models[].rerank.prompt:null"),
+    "asked": ("decoder", {"engine": "decoder-only-base", "prompt": "Is B about A?"},
+              "models[].rerank.prompt:string"),
     "qwen3": ("decoder", {"engine": "qwen3-reranker", "instruction": "Find it"},
               "models[].rerank.engine=qwen3-reranker models[].rerank.instruction:string"),
     "decoder": ("decoder", {"engine": "decoder-only-base", "options": {"prompt": "Same?"}},
@@ -561,7 +564,7 @@ def test_rerank(reranked, name):
     score = oracle.qwen3_score if name == "qwen3" else score
     tolerance = {"half": 2e-2, "brain": 0.15}.get(name, 1e-4)
     limit = {k: v for k, v in keys.items() if k == "max_length"}
-    limit |= keys.get("options", {})
+    limit |= keys.get("options", {}) | ({"prompt": keys["prompt"]} if name == "asked" else {})
     limit |= {"instruction": keys["instruction"]} if name == "qwen3" else {}
     for query, docs in first.items():
         best = list(docs)[:depth]
@@ -823,6 +826,90 @@ def test_several_dimensions_are_rows(shelf, tmp_path):
         oracle.same_run(Results(tmp_path, "x").run(slug, "mine"), run)
         value = oracle.metric("nDCG@10", run, Texts(1).qrels)
         assert float(rows[slug]) == pytest.approx(value, abs=2e-6)
+
+
+def codes(vectors, precision, calibration):
+    """sentence-transformers' codes, and the numbers that it rescores with."""
+    from sentence_transformers.util.quantization import _dequantize_embeddings, quantize_embeddings
+
+    rows = vectors[np.arange(calibration) * len(vectors) // calibration]
+    ranges = np.stack([rows.min(0), rows.max(0)]) if precision == "int8" else None
+    made = quantize_embeddings(vectors, precision, ranges=ranges)
+    if precision == "int8":
+        return ranges, made, _dequantize_embeddings(made.astype(int), "int8", ranges)
+    bits = np.unpackbits((made.astype(int) + 128).astype(np.uint8), axis=1)
+    return ranges, bits, bits
+
+
+def quantized_run(queries, corpus, ids, precision, calibration, rescore, top_k):
+    """First by codes, then the best `rescore` times over by the queries as they are."""
+    from sentence_transformers.util.quantization import quantize_embeddings
+
+    ranges, found, wide = codes(corpus, precision, calibration)
+    asked = quantize_embeddings(queries, precision, ranges=ranges)
+    if precision == "int8":
+        first = asked.astype(int) @ found.astype(int).T
+    else:
+        bits = np.unpackbits((asked.astype(int) + 128).astype(np.uint8), axis=1)
+        first = -(bits[:, None] != found[None]).sum(2)
+    run = {}
+    for row, query in enumerate(ids["queries"]):
+        scores = dict(zip(ids["corpus"], first[row].tolist(), strict=True))
+        if rescore:
+            again = (queries[row].astype(float) @ wide.T.astype(float)).tolist()
+            again = dict(zip(ids["corpus"], again, strict=True))
+            scores = {doc: again[doc] for doc in oracle.best(scores, rescore * (top_k + 1))}
+        run[query] = oracle.best(scores, top_k)
+    return run
+
+
+@covers(
+    *(f"models[].stored{form}" for form in ("=float", "=int8", "=binary")),
+    *(f"models[].stored[]{form}" for form in ("=float", "=int8", "=binary")),
+    "models[].rescore:integer",
+    "models[].calibration:integer",
+)
+def test_stored_precisions_are_rows_of_their_own(shelf, tmp_path):
+    bert = shelf / "bert"
+    models = [
+        entry("x", bert, stored=["float", "int8", "binary"], calibration=24),
+        entry("x", bert, alias="plain", stored="float"),
+        entry("x", bert, alias="few", stored="int8", calibration=5, rescore=0),
+        entry("x", bert, alias="most", stored="int8", calibration=5, rescore=9),
+        entry("x", bert, alias="signs", stored="binary", rescore=1),
+    ]
+    mine = {"name": "mine", "source": {"beir": str(shelf / "mine")}, "shards": 3}
+    config = {"experiment": "x", "models": models, "datasets": [mine], "retrieve": {"top_k": 5}}
+    config["evaluate"] = {"metrics": ["nDCG@5"]}
+    drive(tmp_path, config).ok()
+    results, texts = Results(tmp_path, "x"), Texts(1)
+    exact = expected(shelf, ROWS["default"])
+    exact = {query: oracle.best(docs, 5) for query, docs in exact.items()}
+    # The vectors were told right by the runs of the rows that search them as they are.
+    oracle.same_run(results.run("me__x__float", "mine"), exact)
+    oracle.same_run(results.run("plain", "mine"), exact)
+    vectors = tmp_path / "store/vectors"
+    pieces = [np.load(path) for path in sorted(vectors.glob("*/*/corpus-*.npy"))]
+    corpus = np.concatenate([piece for piece in pieces if piece.dtype == np.float32])
+    (queries,) = (np.load(path) for path in vectors.glob("*/*/test-queries.npy"))
+    ids = {"queries": list(texts.queries), "corpus": list(texts.corpus)}
+    assert len(corpus) == len(ids["corpus"])
+    rows = {
+        "me__x__int8": ("int8", 24, 2),
+        "me__x__binary": ("binary", 24, 2),
+        "few": ("int8", 5, 0),
+        "most": ("int8", 5, 9),
+        "signs": ("binary", 24, 1),
+    }
+    runs = {}
+    for slug, (precision, calibration, rescore) in rows.items():
+        run = quantized_run(queries, corpus, ids, precision, calibration, rescore, 5)
+        oracle.same_run(results.run(slug, "mine"), run, 1e-6)
+        runs[slug] = run
+        value = oracle.metric("nDCG@5", run, texts.qrels)
+        told = {r["model"]: float(r["value"]) for r in table(tmp_path / "results/x/metrics.tsv")}
+        assert told[slug] == pytest.approx(value, abs=2e-6)
+    assert len({json.dumps(run, sort_keys=True) for run in runs.values()}) == len(runs)
 
 
 def trec(path, run):

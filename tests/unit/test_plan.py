@@ -2,6 +2,7 @@
 told. Nothing here starts Snakemake or reads a store."""
 
 import copy
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -562,3 +563,48 @@ def test_nothing_is_made_where_all_that_is_shown_is_there(tmp_path):
     built = plan(store=str(tmp_path))
     make_all(built, but=[a.path for a in built.artifacts.values() if a.step == "encode"])
     assert built.shown(built.report) == []
+
+
+def test_stored_precisions_are_rows_of_one_encoding():
+    stored = {"stored": ["float", "int8", "binary"], "dimensions": [64, 128], "rescore": 3}
+    made = plan(models=[{"id": "Org/Known-1.5B"} | stored])
+    steps = Counter(a.step for a in made.artifacts.values())
+    assert [steps[s] for s in ("encode", "cut", "calibrate", "quantize")] == [2, 4, 2, 4]
+    assert [steps[s] for s in ("search", "stored", "score")] == [2, 4, 6]
+    (job,) = (job for job in made.jobs if job.rule == "encode")
+    kinds = [made.artifacts[path].step for path in job.artifacts]
+    assert sorted(set(kinds[3:]), key=kinds.index) == [
+        *("cut", "calibrate", "quantize", "search", "stored")
+    ]
+    assert {a.spec["rescore"] for a in made.artifacts.values() if a.step == "stored"} == {3}
+    slugs = {a.spec["model"] for a in made.artifacts.values() if a.step == "score"}
+    assert slugs == {
+        f"Org__Known-1_5B__d{cut}__{form}" for cut in (64, 128) for form in stored["stored"]
+    }
+
+
+def test_codes_of_a_large_corpus_are_made_once_all_pieces_are_there():
+    models = [{"id": "Org/Known-1.5B", "stored": ["float", "int8", "binary"]}]
+    made = plan(models=models, datasets=["msmarco-passage"])
+    jobs = [path for job in made.jobs for path in job.artifacts]
+    assert len(jobs) == len(set(jobs)) and set(jobs) == set(made.artifacts)
+    (last,) = (job for job in made.jobs if any("ranges" in path for path in job.artifacts))
+    steps = Counter(made.artifacts[path].step for path in last.artifacts)
+    (one,) = (a for a in made.artifacts.values() if a.step == "encode" and a.piece == 1)
+    assert steps == {"calibrate": 1, "quantize": 2 * one.spec["of"], "stored": 4}
+    assert sum(a.step == "refine" for a in made.artifacts.values()) == 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"stored": "int8", "kind": "sparse"}, "stored is of dense vectors; this row's kind is sp"),
+        ({"stored": "float", "rescore": 2}, "rescore is of stored: int8 or binary"),
+        ({"stored": ["float", "binary"], "calibration": 9}, "calibration is of stored: int8"),
+        ({"rescore": 2}, "rescore is of stored"),
+        ({"stored": "uint8"}, "stored"),
+    ],
+)
+def test_stored_is_refused_where_it_does_nothing(keys, says):
+    with pytest.raises(UserError, match=says):
+        plan(models=[{"id": "Org/Known-1.5B"} | keys])

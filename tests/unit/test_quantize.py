@@ -14,6 +14,8 @@ from sentence_transformers.util.quantization import (
     semantic_search_faiss,
 )
 
+CALIBRATION = 40
+
 
 def unit(draw, n, dim, dtype=np.float32):
     vectors = draw.standard_normal((n, dim))
@@ -45,7 +47,7 @@ def pieces(folder, corpus, shards, precision, **meta):
         start, stop = len(corpus) * i // shards, len(corpus) * (i + 1) // shards
         paths.append(folder / f"c{i}-of-{shards}.npy")
         save_array(paths[-1], corpus[start:stop], rows=[start, stop], model_id="m", **meta)
-    ranges = quantize.int8_ranges(paths[::-1]) if precision == "int8" else None
+    ranges = quantize.int8_ranges(paths[::-1], CALIBRATION) if precision == "int8" else None
     codes = [folder / f"{precision}-{path.name}" for path in paths]
     for source, output in zip(paths, codes, strict=True):
         quantize.write_quantized(source, output, precision, ranges)
@@ -57,11 +59,9 @@ def run_of(folder, queries, corpus, docs, k, shards, precision, multiplier) -> b
     pq.write_table(pa.table({"id": [f"q{i}" for i in range(len(queries))]}), folder / "q.parquet")
     save_array(folder / "q.npy", queries, model_id="m")
     codes, _ = pieces(folder, corpus, shards, precision)
-    given = (codes[::-1], folder / "corpus.parquet", k, folder / "h.parquet", multiplier)
-    quantized.search(folder / "q.npy", *given)
     (folder / "run.trec").unlink(missing_ok=True)
     names = (folder / "corpus.parquet", folder / "q.parquet", k, "m", folder / "run.trec")
-    job.merge_rows([job.MergeRow([folder / "h.parquet"], *names)])
+    quantized.search_row(job.Row(folder / "q.npy", codes[::-1], *names), multiplier)
     return (folder / "run.trec").read_bytes()
 
 
@@ -77,7 +77,8 @@ def test_equals_brute_force_for_any_number_of_shards(tmp_path, precision, multip
         for shards in (1, 3, 8)
     ]
     assert runs[0] == runs[1] == runs[2]
-    ranges = np.stack([corpus.min(0), corpus.max(0)]).astype(np.float32)
+    some = corpus[np.arange(CALIBRATION) * 300 // CALIBRATION]
+    ranges = np.stack([some.min(0), some.max(0)]).astype(np.float32)
     q, c = (quantize.quantize(v, precision, ranges) for v in (queries, corpus))
     if precision == "int8":
         first = q.astype(int) @ c.astype(int).T
@@ -130,11 +131,10 @@ def test_many_dimensions_are_added_without_rounding(tmp_path):
     assert abs(exact).min() > 2**24 and scores[0].tolist() == exact.astype(np.float32).tolist()
 
 
-def test_ranges_come_from_rows_spread_over_the_corpus(tmp_path, monkeypatch):
+def test_ranges_come_from_rows_spread_over_the_corpus(tmp_path):
     draw = np.random.default_rng(3)
     corpus = unit(draw, 1000, 8)
-    monkeypatch.setattr(quantize, "CALIBRATION", 40)
-    rows = quantize.calibration_rows(1000)
+    rows = quantize.calibration_rows(1000, CALIBRATION)
     assert rows.tolist() == list(range(0, 1000, 25))
     expected = np.stack([corpus[rows].min(0), corpus[rows].max(0)])
     for shards in (1, 3, 8):
@@ -167,15 +167,20 @@ def test_mistakes_are_named(tmp_path):
     (codes, other), _ = pieces(tmp_path, corpus, 2, "int8")
     save_array(tmp_path / "q.npy", unit(draw, 2, 9), model_id="m")
     pq.write_table(pa.table({"id": [f"d{i}" for i in range(30)]}), tmp_path / "corpus.parquet")
-    given = (tmp_path / "corpus.parquet", 3, tmp_path / "h.parquet")
+    pq.write_table(pa.table({"id": ["q0", "q1"]}), tmp_path / "q.parquet")
+    names = (tmp_path / "corpus.parquet", tmp_path / "q.parquet", 3, "m", tmp_path / "run.trec")
+
+    def search(*codes):
+        quantized.search_row(job.Row(tmp_path / "q.npy", codes, *names), 2)
+
     with pytest.raises(UserError, match="9 dimensions"):
-        quantized.search(tmp_path / "q.npy", [codes, other], *given)
+        search(codes, other)
     save_array(tmp_path / "q.npy", unit(draw, 2, 8), model_id="m")
     with pytest.raises(UserError, match="tile"):
-        quantized.search(tmp_path / "q.npy", [other], *given)
+        search(other)
     quantize.write_quantized(tmp_path / "c1-of-2.npy", other, "int8", np.stack([[-2] * 8, [2] * 8]))
     with pytest.raises(UserError, match="quantised otherwise"):
-        quantized.search(tmp_path / "q.npy", [codes, other], *given)
+        search(codes, other)
     with pytest.raises(UserError, match="no quantised vectors"):
         quantize.open_quantized(tmp_path / "c1-of-2.npy")
     with pytest.raises(UserError, match="use int8 or binary"):

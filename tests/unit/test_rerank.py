@@ -256,10 +256,35 @@ def test_a_language_model_by_flagembedding_s_recipe(tmp_path, language_model):
     found = load_reranker(tmp_path / "st", settings, "cpu")(PAIRS)
     peer = FlagLLMReranker(str(language_model), devices=["cpu"], max_length=100, batch_size=4)
     np.testing.assert_allclose(found, peer.compute_score(PAIRS), atol=1e-5)
-    with pytest.raises(UserError, match="nothing says how it is asked to rerank; set recipe"):
+    with pytest.raises(UserError, match="how it is asked to rerank; set rerank: {engine"):
         stage(spec_of("my/ranker"), language_model, tmp_path / "no")
     stated = stage(spec_of("my/ranker", recipe="qwen3-reranker"), language_model, tmp_path / "my")
     assert stated["template"]["yes"] == "yes"
+
+
+def test_layers_of_minicpm_score_as_transformers_own_llama_does(tmp_path):
+    from rerankers_made import folded, minicpm
+
+    snapshot = minicpm(tmp_path / "snapshot")
+    stage(spec_of("BAAI/bge-reranker-v2-minicpm-layerwise"), snapshot, tmp_path / "st")
+    preflight(tmp_path / "st", tmp_path / "p.json")
+    for layers in ({}, {"cutoff_layers": [3]}):
+        settings = read_spec({"max_length": 120, "batch_size": 4, "options": layers})
+        found = load_reranker(tmp_path / "st", settings, "cpu")(PAIRS)
+        np.testing.assert_allclose(found, folded(snapshot, PAIRS, settings), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ({"instruction": "Find cats"}, "instruction: is of qwen3-reranker"),
+        ({"prompt": "Same?"}, "prompt: is of the decoder-only recipes"),
+        ({"options": {"cutoff_layers": [3]}}, "options: is of FlagEmbedding's recipes"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(staged, key, says):
+    with pytest.raises(UserError, match=says):
+        load_reranker(staged, read_spec(key), "cpu")
 
 
 def test_heads_are_looked_at(tmp_path, model):

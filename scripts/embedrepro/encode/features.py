@@ -22,10 +22,9 @@ from . import attention
 from .batches import CPU_BUDGET, CUDA_BUDGET, ahead, padded_widths
 from .engine import pick_precision
 from .facts import Facts
-from .loading import check_lengths, give_padding, restore_direction
+from .loading import TASKS, check_routes, give_padding, restore_direction
 
 CHUNK = 256  # texts tokenised at once
-TASKS = {"query": "query", "passage": "document"}  # sentence-transformers' names of the roles
 POSITIONS = "query_expansion_positions"
 PartType = TypeVar("PartType")
 
@@ -112,12 +111,12 @@ class ModuleEngine(Generic[PartType]):
                 give_padding(module.tokenizer)
             if isinstance(module, PreTrainedModel):
                 self._prepare(module)
+        check_routes(self.model, self.facts)
         default = CUDA_BUDGET if self.device.type == "cuda" else CPU_BUDGET
         self.tokens_per_batch = tokens_per_batch or default
 
     def _prepare(self, trunk: PreTrainedModel) -> None:
         restore_direction(trunk)
-        check_lengths(trunk, self.facts)
         # A mask that is left out where nothing is padded would run another kernel.
         if getattr(trunk, "_supports_sdpa", False):
             trunk.set_attn_implementation(attention.PADDED)

@@ -4,13 +4,14 @@ from collections.abc import Iterable
 from typing import Any, get_args
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UserError, printable
 from ..models.facts_table import Role
 from .facts import Facts
 
 OWN_WAY = ("gemma3", "gemma4")  # model types whose masks read use_bidirectional_attention
+TASKS: dict[Role, str] = {"query": "query", "passage": "document"}  # sentence-transformers' names
 CHANGING_ROPE = ("dynamic", "longrope")  # frequencies that follow a batch's longest text
 
 
@@ -62,6 +63,15 @@ def check_lengths(
                 f"{start} tokens depend on the other texts of a batch; set max_length: {start} or "
                 "less"
             )
+
+
+def check_routes(model: Any, facts: Facts) -> None:
+    """`check_lengths` of a sentence-transformers model: of each role's own route, if it has any."""
+    routes = dict(getattr(model[0], "sub_modules", {}).items())  # a Router's
+    for role, task in TASKS.items():
+        for module in routes.get(task, model).modules():
+            if isinstance(module, PreTrainedModel):
+                check_lengths(module, facts, [role])
 
 
 def position_limit(model: torch.nn.Module) -> int | None:

@@ -22,10 +22,9 @@ from ..models.facts_table import Role
 from .batches import CPU_BUDGET, CUDA_BUDGET, Part, ahead, padded_widths
 from .engine import check_finite, cut_dimensions, pick_precision
 from .facts import Facts
-from .loading import check_lengths, give_padding, restore_direction, round_parameters
+from .loading import TASKS, check_routes, give_padding, restore_direction, round_parameters
 
 CHUNK = 256  # texts that are tokenised at once
-TASKS: dict[Role, str] = {"query": "query", "passage": "document"}
 
 
 class Row(NamedTuple):
@@ -69,6 +68,8 @@ class SentenceTransformersEngine:
         self.remarks: dict[str, Any] = {}
         torch.backends.cuda.matmul.allow_tf32 = False
         self.model = self._load()
+        # Without attention a text of no known word is nothing to add up, no mistake.
+        self.reads_empty = not any(isinstance(m, PreTrainedModel) for m in self.model.modules())
         # Modules of a folder's own need not say how long a vector is.
         probe = Request("passage", "", facts.max_length["passage"], None)
         self.dimension = self._forward(probe, self._features(probe, ["a"])).shape[1]
@@ -98,11 +99,7 @@ class SentenceTransformersEngine:
                 module.unpad_inputs = False
                 module.register_forward_hook(_widen)
                 give_padding(module.tokenizer)
-        routes = dict(getattr(model[0], "sub_modules", {}).items())  # a Router's
-        for role, task in TASKS.items():
-            for module in routes.get(task, model).modules():
-                if isinstance(module, PreTrainedModel):
-                    check_lengths(module, self.facts, [role])
+        check_routes(model, self.facts)
         round_parameters(model, self.precision.dtype)
         return model
 
@@ -142,7 +139,8 @@ class SentenceTransformersEngine:
             if not isinstance(chunk, list):
                 yield self._run_whole(request, *chunk)
                 continue
-            widths = padded_widths(np.array([row.length for row in chunk]), request.limit)
+            lengths = np.array([max(1, row.length) for row in chunk])
+            widths = padded_widths(lengths, request.limit)
             for row, width in zip(chunk, widths.tolist(), strict=True):
                 rows = gathered.setdefault(width, [])
                 rows.append(row)
@@ -192,7 +190,9 @@ class SentenceTransformersEngine:
         constants = {k: v for k, v in features.items() if not isinstance(v, torch.Tensor)}
         starts, lengths = mask.int().argmax(1).tolist(), mask.sum(1).tolist()
         for i, (text, start, length) in enumerate(zip(texts, starts, lengths, strict=True)):
-            if not length:
+            if not length and self.reads_empty:
+                start = 0
+            elif not length:
                 name = printable(self.facts.model_id)
                 raise UserError(f"{name}: text {first + i} has no tokens; remove empty texts")
             place = slice(start, start + length)

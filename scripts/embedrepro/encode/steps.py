@@ -30,7 +30,8 @@ class Steps:
         self.include_prompt = facts.include_prompt
         self.dimension = hidden * len(modes)
         rows = [row for row in facts.modules if row["type"] not in ("Pooling", "Dropout")]
-        while rows and rows[-1]["type"] == "Normalize":  # facts.normalize says it
+        # Where facts.normalize says it, it is done last, after a cut.
+        while facts.normalize and rows and rows[-1]["type"] == "Normalize":
             rows.pop()
         self.modules: list[Callable[[torch.Tensor], torch.Tensor]] = []
         for row in rows:

@@ -6,7 +6,7 @@ both sides run the first layers only.
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,7 +158,8 @@ def apart(
     """In words, how two arrays of vectors differ, or None where they don't."""
     if found.shape != expected.shape:
         return f"{role}: vectors of {found.shape[1]}, its own have {expected.shape[1]}"
-    differences = abs(unit(found) - unit(expected)).max(axis=1)
+    one = unit if record["normalize"] else in_scale(expected)
+    differences = abs(one(found) - one(expected)).max(axis=1)
     worst = int(differences.argmax())
     if differences[worst] <= APART:
         return None
@@ -174,6 +175,14 @@ def unit(vectors: "np.ndarray") -> "np.ndarray":
     import numpy as np
 
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def in_scale(expected: "np.ndarray") -> "Callable[[np.ndarray], np.ndarray]":
+    """Makes the longest of `expected` a vector of length 1: lengths count in a dot product."""
+    import numpy as np
+
+    longest = float(np.linalg.norm(expected, axis=1).max(initial=1e-12))
+    return lambda vectors: vectors / longest
 
 
 def shown(vector: "np.ndarray") -> str:

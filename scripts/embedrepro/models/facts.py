@@ -23,8 +23,12 @@ OFFSET_POSITIONS = {
     *("xlm-roberta-xl", "xmod", "longformer", "ibert", "luke", "mluke", "esm", "lilt", "markuplm"),
     *("layoutlmv3", "altclip"),
 }
-# Decoders that add learned positions: padding before a text would move it.
-LEARNED_POSITIONS = {"gpt2", "gpt_neo", "opt", "biogpt", "gpt_bigcode", "openai-gpt", "ctrl"}
+# Decoders whose positions are absolute (learned, added, or turned before a norm): padding before a
+# text would move it.
+LEARNED_POSITIONS = {
+    *("gpt2", "gpt_neo", "opt", "biogpt", "gpt_bigcode", "openai-gpt", "ctrl", "xglm"),
+    *("hunyuan_v1_dense", "hunyuan_v1_moe"),
+}
 UNLIMITED = 10**6  # tokenizers say "no limit" with numbers like 1e30
 NO_LIMIT = 32_768  # tokens kept where nothing limits a text
 HALF = {"BF16": "bfloat16", "bfloat16": "bfloat16"}
@@ -247,7 +251,7 @@ class Resolver:
         sources, reasons = [], []
         for role in ROLES:
             length, source, reason = self.role_length(role)
-            limit = None if role in self.layout.unbound else self.position_limit()
+            limit = None if role in self.layout.unbound else self.position_limit(role)
             if limit and length > limit:
                 length, reason = limit, f"{reason}; cut to the {limit} positions of config.json"
             lengths[role] = length
@@ -267,9 +271,10 @@ class Resolver:
                 return value, source, reason
         if role in self.layout.unbound:
             return NO_LIMIT, "default", "nothing limits a text; longer ones are cut here"
-        limit = self.config.get("max_position_embeddings", self.config.get("n_positions"))
-        limit = limit if isinstance(limit, int) and limit > 0 and not self.unbounded() else None
-        value = self.tokenizer_config.get("model_max_length")
+        config, tokenizer = self.trunk(role)
+        limit = config.get("max_position_embeddings", config.get("n_positions"))
+        limit = limit if isinstance(limit, int) and limit > 0 and not unbounded(config) else None
+        value = tokenizer.get("model_max_length")
         known = [n for n in (limit, value) if isinstance(n, int) and n < UNLIMITED]
         stated = self.registry.get("max_tokens")
         if stated and (not known or stated < min(known)):
@@ -281,19 +286,26 @@ class Resolver:
         name = "max_position_embeddings" if length == limit else "model_max_length"
         return length, where, name
 
-    def unbounded(self) -> bool:
-        """Relative positions without a table: what config.json calls n_positions limits nothing."""
-        return self.config.get("model_type") in ("t5", "mt5", "umt5", "longt5", "xlnet")
+    def trunk(self, role: Role) -> tuple[dict[str, Any], dict[str, Any]]:
+        """config.json and tokenizer_config.json of the transformer that reads a role's texts."""
+        if role not in self.layout.trunks:
+            return self.config, self.tokenizer_config
+        folder = self.snapshot / self.layout.trunks[role]
+        names = ("config.json", "tokenizer_config.json")
+        config, tokenizer = (json_object(folder / name, {}) for name in names)
+        return config, tokenizer
 
-    def position_limit(self) -> int | None:
+    def position_limit(self, role: Role = "passage") -> int | None:
         """The most tokens that the model has positions for, those of scaled ones included."""
-        positions = self.config.get("max_position_embeddings", self.config.get("n_positions"))
-        if not isinstance(positions, int) or positions <= 0 or self.unbounded():
+        config, _ = self.trunk(role)
+        positions = config.get("max_position_embeddings", config.get("n_positions"))
+        if not isinstance(positions, int) or positions <= 0 or unbounded(config):
             return None
-        if self.config.get("model_type") in OFFSET_POSITIONS:
-            padding = self.config.get("pad_token_id")
+        table = config.get("position_embedding_type") or "absolute"
+        if config.get("model_type") in OFFSET_POSITIONS and table == "absolute":
+            padding = config.get("pad_token_id")
             return positions - (padding if isinstance(padding, int) else 1) - 1
-        scaling = self.config.get("rope_scaling") or self.config.get("rope_parameters") or {}
+        scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
         factor = scaling.get("factor") if isinstance(scaling, dict) else None
         if isinstance(factor, int | float) and factor > 1:
             original = scaling.get("original_max_position_embeddings", positions)
@@ -309,6 +321,11 @@ class Resolver:
         stored = stored or str(self.config.get("dtype", self.config.get("torch_dtype")))
         value = HALF.get(stored, "float16")
         return str(self.note("fast_dtype", value, "checkpoint", f"{where}: {stored}"))
+
+
+def unbounded(config: Mapping[str, Any]) -> bool:
+    """Relative positions without a table: what config.json calls n_positions limits nothing."""
+    return config.get("model_type") in ("t5", "mt5", "umt5", "longt5", "xlnet")
 
 
 def mapping(model_id: str) -> tuple[str, dict[str, Any]] | None:
@@ -330,7 +347,7 @@ def mapping(model_id: str) -> tuple[str, dict[str, Any]] | None:
 
 def hidden_size(config: Mapping[str, Any]) -> int | None:
     """Length of a state, under the names that architectures give it in config.json."""
-    values = (config.get(name) for name in ("hidden_size", "n_embd", "d_model", "dim"))
+    values = (config.get(name) for name in ("hidden_size", "n_embd", "d_model", "dim", "emb_dim"))
     return next((value for value in values if isinstance(value, int)), None)
 
 

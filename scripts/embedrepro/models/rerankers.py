@@ -35,15 +35,17 @@ from .tensors import main_dtype, tensors
 from .tokenizer_files import refuse_bad_tokenizer, write_tokenizer
 
 # What each recipe's model ends in, in transformers' auto classes.
+HEADED, LOGITS = "AutoModelForSequenceClassification", "AutoModelForCausalLM"
 TASKS = {
-    "cross-encoder": "AutoModelForSequenceClassification",
-    "encoder-only-base": "AutoModelForSequenceClassification",
-    "decoder-only-base": "AutoModelForCausalLM",
-    "decoder-only-layerwise": "AutoModelForCausalLM",
-    "decoder-only-lightweight": "AutoModelForCausalLM",
-    "qwen3-reranker": "AutoModelForCausalLM",
+    "cross-encoder": HEADED,
+    "encoder-only-base": HEADED,
+    "decoder-only-base": LOGITS,
+    "decoder-only-layerwise": LOGITS,
+    "decoder-only-lightweight": LOGITS,
+    "qwen3-reranker": LOGITS,
 }
 RECIPES = tuple(TASKS)
+LAYERWISE, LIGHTWEIGHT = "decoder-only-layerwise", "decoder-only-lightweight"
 # The card of Qwen3-Reranker: what is asked, and of which two words the next one is to be.
 QWEN3 = {
     "prefix": "<|im_start|>system\nJudge whether the Document meets the requirements based on the "
@@ -80,10 +82,16 @@ def stage_reranker(
     check_whole(snapshot, [*weights, *present], str(snapshot))
     refuse_bad_tokenizer(snapshot)
     decisions: list[dict[str, Any]] = []
-    recipe = choose_recipe(spec, config, decisions)
-    check_head(spec, snapshot, config, recipe)
-    code, cls = choose_class(spec, snapshot, config, recipe, decisions)
-    side = padding(snapshot, recipe)
+    recipe = choose_recipe(spec, snapshot, config, decisions)
+    task = LOGITS if asks_in_modules(snapshot) and recipe == "cross-encoder" else TASKS[recipe]
+    check_head(spec, snapshot, config, task)
+    if recipe == LAYERWISE:
+        code, cls = [], "LayerWiseMiniCPMForCausalLM"
+        reason = "FlagEmbedding's class; custom code dropped"
+        decisions.append(decision("class", cls, "FlagEmbedding", reason))
+    else:
+        code, cls = choose_class(spec, snapshot, config, task, decisions)
+    side = padding(snapshot, task)
     limit = Resolver(
         {"id": spec["id"], "facts": {"pooling": "mean", "normalize": False}}, snapshot
     ).position_limit()
@@ -94,6 +102,7 @@ def stage_reranker(
         "revision": spec.get("source", {}).get("revision"),
         "kind": "reranker",
         "scoring": recipe,
+        "task": task,
         "template": QWEN3 if recipe == "qwen3-reranker" else None,
         "architecture": config["model_type"],
         "class": cls,
@@ -127,8 +136,18 @@ def stage_reranker(
     return record
 
 
+def asks_in_modules(snapshot: Path) -> bool:
+    """Whether sentence-transformers' own files say which words' logits are the score."""
+    path = snapshot / ST_FILES[0]
+    rows = json_object_list(path) if path.is_file() else []
+    return any(str(row.get("type")).rpartition(".")[2] == "LogitScore" for row in rows)
+
+
 def choose_recipe(
-    spec: Mapping[str, Any], config: Mapping[str, Any], decisions: list[dict[str, Any]]
+    spec: Mapping[str, Any],
+    snapshot: Path,
+    config: Mapping[str, Any],
+    decisions: list[dict[str, Any]],
 ) -> str:
     """How the model scores: as stated, as FlagEmbedding maps its name, or by what it ends in."""
     name = printable(spec["id"])
@@ -138,29 +157,42 @@ def choose_recipe(
     mapped = flagembedding_rerankers().get(basename)
     if stated is not None:
         if stated not in RECIPES:
-            raise UserError(f"{name}: recipe {printable(stated)}; use one of {', '.join(RECIPES)}")
+            choices = ", ".join(RECIPES)
+            raise UserError(f"{name}: rerank: engine: {printable(stated)} is none of {choices}")
         found = stated, "config", "stated by the user"
+    elif asks_in_modules(snapshot):
+        found = "cross-encoder", "sentence-transformers", "modules.json has LogitScore"
     elif ends.endswith("ForCausalLM") and mapped:
         found = mapped, "FlagEmbedding", f"model_mapping.py, {basename}"
     elif ends.endswith("ForCausalLM") and basename.startswith("Qwen3-Reranker"):
         found = "qwen3-reranker", "name", "the recipe of its card"
     elif ends.endswith("ForCausalLM"):
+        usable = [r for r, task in TASKS.items() if task == LOGITS and r != LIGHTWEIGHT]
         raise UserError(
             f"{name}: a language model ({ends}), and nothing says how it is asked to rerank; set "
-            "recipe: under the model to qwen3-reranker, decoder-only-base, decoder-only-layerwise "
-            "or decoder-only-lightweight"
+            "rerank: {engine: …} to " + ", ".join(usable)
         )
     else:
         found = "cross-encoder", "config.json", f"ends in {ends or 'a head'}"
+    if found[0] == LIGHTWEIGHT:
+        raise UserError(
+            f"{name}: a lightweight reranker ({found[0]}): FlagEmbedding's class for it needs "
+            "transformers 4.46 and fails under the installed version 5; it is not supported"
+        )
+    if found[0] == LAYERWISE and config["model_type"] != "minicpm":
+        raise UserError(
+            f"{name}: {LAYERWISE} is the recipe of MiniCPM's rerankers, and this is a "
+            f"{printable(config['model_type'])}; set rerank: {{engine: auto}}"
+        )
     decisions.append(decision("scoring", *found))
     return found[0]
 
 
 def check_head(
-    spec: Mapping[str, Any], snapshot: Path, config: Mapping[str, Any], recipe: str
+    spec: Mapping[str, Any], snapshot: Path, config: Mapping[str, Any], task: str
 ) -> None:
     """A classification head with one label has to be in the checkpoint."""
-    if TASKS[recipe] != "AutoModelForSequenceClassification":
+    if task == LOGITS:
         return
     name = printable(spec["id"])
     names = tensors(snapshot)
@@ -189,11 +221,10 @@ def choose_class(
     spec: Mapping[str, Any],
     snapshot: Path,
     config: Mapping[str, Any],
-    recipe: str,
+    task: str,
     decisions: list[dict[str, Any]],
 ) -> tuple[dict[str, Path], str]:
     """The code files to keep (none for a native class) and the model class's name."""
-    task = TASKS[recipe]
     built = native_head(str(config["model_type"]), task)
     custom = config.get("auto_map") or {}
     target = custom.get(task)
@@ -217,9 +248,9 @@ def choose_class(
     return code, target.rpartition(".")[2]
 
 
-def padding(snapshot: Path, recipe: str) -> str:
+def padding(snapshot: Path, task: str) -> str:
     """Where short pairs are filled up: before, where the last column is read."""
-    if TASKS[recipe] == "AutoModelForCausalLM":
+    if task == LOGITS:
         return "left"
     return str(json_object(snapshot / "tokenizer_config.json", {}).get("padding_side", "right"))
 
@@ -284,11 +315,14 @@ def examine_reranker(staged: Path, record: dict[str, Any]) -> list[Finding]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     trust = {"trust_remote_code": bool(record["code"]), "local_files_only": True}
-    task = TASKS[record["scoring"]]
+    task = record["task"]
     try:
         tokenizer = AutoTokenizer.from_pretrained(staged, **trust)
         with poisoned():
-            model, info = getattr(transformers, task).from_pretrained(
+            cls = (
+                layerwise_class() if record["scoring"] == LAYERWISE else getattr(transformers, task)
+            )
+            model, info = cls.from_pretrained(
                 staged, output_loading_info=True, **{dtype_name(): torch.float32}, **trust
             )
     except Exception as error:  # own code may raise anything
@@ -315,28 +349,31 @@ def _pair_checks(
             yield finding("words", len(ids) == 1, f"{word!r} is {len(ids)} token(s)")
     longest = min(record["longest"] or 512, 512)
     pairs = [(TEXTS[1], text) for text in (*TEXTS, TEXTS[3] * 40)]
-    batch = tokenizer(
-        *zip(*pairs, strict=True),
-        padding=True,
-        truncation="longest_first",
-        max_length=longest,
-        return_tensors="pt",
-    )
+    cut = {"truncation": "longest_first", "max_length": longest, "return_tensors": "pt"}
+    batch = tokenizer(*zip(*pairs, strict=True), padding=True, **cut)
     scores = last(model(**batch).logits, batch["attention_mask"])
     yield finding("finite", bool(scores.isfinite().all()), "scores of short and long pairs")
     alone = []
     for query, passage in pairs[:-1]:
-        one = tokenizer(query, passage, return_tensors="pt")
+        one = tokenizer(query, passage, **cut)
         alone.append(last(model(**one).logits, one["attention_mask"])[0])
     apart = float((torch.stack(alone) - scores[: len(alone)]).abs().max())
     scale = float(scores.abs().max().clamp(min=1))
     yield finding("padding", apart <= NEAR * scale, f"alone and padded differ by {apart:.1e}")
 
 
+def layerwise_class() -> Any:
+    from .minicpm import MendedMiniCPM
+
+    return MendedMiniCPM
+
+
 def last(logits: Any, mask: Any) -> Any:
-    """A head's logits, or a language model's at the last real token."""
+    """A head's logits, or a language model's at the last real token; of several layers the last."""
     import torch
 
+    if isinstance(logits, tuple):
+        logits = logits[-1][..., None]
     if logits.ndim == 2:
         return logits
     places = (torch.arange(mask.shape[1]) * mask).argmax(1)

@@ -43,6 +43,7 @@ ST_FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+ROUTERS = ("Router", "Asym")  # the second is the first one's older name
 SIZES = {"embedding_dimension", "word_embedding_dimension"}
 INPUT = {"module_input_name", "module_output_name"}
 # Steps after the transformer that are described key by key; every other goes to
@@ -101,7 +102,8 @@ class Layout:
     `base`: where the transformer lies, below the folder. `modules`: the steps after it. `general`:
     why only sentence-transformers itself runs it, or None. `beyond`: in words, each thing that the
     plain layouts (Transformer, Pooling in one mode, Normalize) lack. `unbound`: roles
-    whose route has no transformer, so nothing limits their texts. `config` and `tokenizer` are laid
+    whose route has no transformer, so nothing limits their texts. `trunks`: where the transformer
+    of a role's own route lies. `config` and `tokenizer` are laid
     over config.json and tokenizer_config.json.
     """
 
@@ -115,6 +117,7 @@ class Layout:
     lower_case: bool = False
     dimension: int | None = None
     unbound: set[Role] = field(default_factory=set)
+    trunks: dict[Role, str] = field(default_factory=dict)
     beyond: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     tokenizer: dict[str, Any] = field(default_factory=dict)
@@ -179,6 +182,8 @@ class _Reader:
             if layout.kind == "multivector":
                 self.late_interaction(model)
             layout.dimension = self.dimension([(n, r[1]) for n, r in zip(names, rows, strict=True)])
+            if names[0] in ROUTERS:
+                self.routes(self.snapshot / rows[0][1])
         # Sparse and token vectors are as their modules make them.
         many = layout.kind in ("sparse", "multivector")
         layout.facts["normalize"] = False if many else normalize(names, model)
@@ -360,8 +365,10 @@ class _Reader:
         for name, path in reversed(rows):
             folder = self.snapshot / path
             config = json_object(folder / "config.json", {})
-            if name in ("Router", "Asym"):
+            if name in ROUTERS:
                 return self.routed(folder)
+            if name == "BoW" and isinstance(config.get("vocab"), list):
+                return len(config["vocab"])
             if name == "StaticEmbedding":
                 found = shapes(folder)
                 sizes = [s for n, s in found.items() if n in ("embedding.weight", "embeddings")]
@@ -376,19 +383,31 @@ class _Reader:
 
     def routed(self, folder: Path) -> int | None:
         """Length of the vectors of a Router: that of the last module of its first route."""
+        return self.dimension(next(iter(self.router(folder).values())))
+
+    def router(self, folder: Path) -> dict[str, list[tuple[str, str]]]:
+        """By route the names and paths of its modules."""
         path = folder / "router_config.json"
         config = json_object(path if path.is_file() else folder / "config.json", {})
         types, routes = config.get("types"), config.get("structure")
         if not isinstance(types, dict) or not isinstance(routes, dict) or not routes:
             raise UserError(f"{path}: names no routes")
-        for role, route in (("query", "query"), ("passage", "document")):
-            names = [str(types.get(step)).rpartition(".")[2] for step in routes.get(route, [])]
-            if names and not {"Transformer", "CLIPModel"} & set(names):
-                self.layout.unbound.add(cast(Role, role))
         below = folder.relative_to(self.snapshot)
-        steps = next(iter(routes.values()))
-        rows = [(str(types[s]).rpartition(".")[2], str(below / s)) for s in steps if s in types]
-        return self.dimension(rows)
+        return {
+            name: [(str(types[s]).rpartition(".")[2], str(below / s)) for s in steps if s in types]
+            for name, steps in routes.items()
+        }
+
+    def routes(self, folder: Path) -> None:
+        """What limits each role's texts, where they take routes of their own from the start."""
+        routes = self.router(folder)
+        for role, route in (("query", "query"), ("passage", "document")):
+            modules = routes.get(route, [])
+            trunk = next((path for name, path in modules if name == "Transformer"), None)
+            if trunk is not None:
+                self.layout.trunks[cast(Role, role)] = trunk
+            elif modules and "CLIPModel" not in dict(modules):
+                self.layout.unbound.add(cast(Role, role))
 
 
 def pooling_modes(config: Mapping[str, Any]) -> list[str]:

@@ -319,7 +319,45 @@ class Catalogue:
 
     def searched(self, model: Model, dataset: ResolvedDataset) -> list[Artifact]:
         """A corpus' vectors as a row searches them."""
+        cut = self.cut(model, dataset)
+        return self.codes(model, dataset, cut) if model.quantized else cut
+
+    def cut(self, model: Model, dataset: ResolvedDataset) -> list[Artifact]:
+        """A corpus' vectors, as long as a row has them."""
         return [self.cut_of(model, dataset, piece) for piece in self.passages(model, dataset)]
+
+    def codes(
+        self, model: Model, dataset: ResolvedDataset, vectors: list[Artifact]
+    ) -> list[Artifact]:
+        """The vectors of a corpus as whole numbers of 8 bits, or as one bit each."""
+        ranges, how = None, [key_in(vectors[0].path), str(model.stored)]
+        if model.stored == "int8":
+            ranges = self.ranges(model, dataset, vectors).path
+            how.append(key_in(ranges))
+        folder = self.path("vectors", dataset.slug, f"{model.name}-{key_of('quantize', *how)}")
+        spec = {"whole": pattern(vectors[0].path), "stored": model.stored, "ranges": ranges} | {
+            name: vectors[0].spec[name] for name in ("dtype", "of", "dataset")
+        }
+        found = []
+        for piece in vectors:
+            path = f"{folder}/{piece.path.rpartition('/')[2]}"
+            files, label = (
+                beside(model, path.removesuffix(".npy")),
+                f"{piece.label}, {model.stored}",
+            )
+            needed = (piece.path, ranges) if ranges else (piece.path,)
+            found.append(
+                self.add(Artifact("quantize", path, spec, needed, files, piece.piece, label))
+            )
+        return found
+
+    def ranges(self, model: Model, dataset: ResolvedDataset, vectors: list[Artifact]) -> Artifact:
+        """The smallest and the largest number of each dimension, for int8."""
+        key = key_of("calibrate", key_in(vectors[0].path), model.calibration)
+        path = self.path("vectors", dataset.slug, f"{model.name}-{key}", "ranges.json")
+        whole = pattern(vectors[0].path)
+        spec = {"whole": whole, "calibration": model.calibration}
+        return self.add(Artifact("calibrate", path, spec, (whole,), label=vectors[0].label))
 
     def asked(self, model: Model, dataset: ResolvedDataset, split: str) -> Artifact:
         """A split's queries as a row asks them."""
@@ -453,6 +491,7 @@ class Catalogue:
                 **({"way": model.way} if model.way else {}),
                 **({} if self.pinned(model) else {"pinned": False}),
                 **({"otherwise": changed} if (changed := otherwise(model)) else {}),
+                **({"stored": model.stored} if model.quantized else {}),
             },
         }
         key = key_of("score", spec, key_in(run.path), key_in(source.path))
@@ -632,7 +671,10 @@ def searched_run(c: Catalogue, model: Model, dataset: ResolvedDataset, split: st
     parts = [key_in(passages[0].path), key_in(queries.path), *([model.way] if model.way else [])]
     needed = (queries.path, pattern(passages[0].path))
     vectors, pieces = (searched_file(model, path) for path in needed)
-    spec = {"vectors": vectors, "pieces": pieces}
+    spec: dict[str, Any] = {"vectors": vectors, "pieces": pieces}
+    if model.quantized:
+        how = {"rescore": model.rescore}
+        return c.run_artifact("stored", model, dataset, split, [parts, how], spec | how, needed)
     if METHODS[model.kind].refines and passages[0].spec["dtype"] != "float32":
         return c.refined_run(model, dataset, split, parts, spec)
     if len(passages) <= MOST_AT_ONCE:

@@ -25,7 +25,6 @@ from .config import (
     Digests,
     Experiment,
     Model,
-    Way,
     absolute_paths,
     entries,
     read_experiment,
@@ -100,11 +99,11 @@ class Scope:
         """A row's model with keys of its entry replaced, those that are None taken away."""
         known = read_models(Path(self.outside.registry))
         rows = zip(self.experiment.models, entries(self.config["models"], known), strict=True)
-        entry, cut, way = next(found for one, found in rows if one is model)
+        entry, part = next(found for one, found in rows if one is model)
         kept = {k: v for k, v in entry.items() if k not in changed}
         new = {k: v for k, v in changed.items() if v is not None}
         entry = {**kept, **new, "alias": alias}
-        return self.read(entry, None if "dimensions" in changed else cut, way)
+        return self.read(entry, part._replace(cut=None) if "dimensions" in changed else part)
 
 
 def read_scope(config: Config, repository: Path) -> Scope:
@@ -159,8 +158,8 @@ def read_scope(config: Config, repository: Path) -> Scope:
         published={path.name: file_digest(str(path)) for path in tables},
     )
 
-    def read(entry: Config, cut: int | None, way: Way | None) -> Model:
-        return read_model(entry, models.get(entry["id"], {}), digests, cut, way)
+    def read(entry: Config, part: Part) -> Model:
+        return read_model(entry, models.get(entry["id"], {}), digests, part)
 
     return Scope(config, experiment, outside, read)
 

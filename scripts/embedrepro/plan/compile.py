@@ -209,7 +209,7 @@ def reference_artifacts(catalogue: Catalogue, rows: Sequence[Row]) -> list[Artif
 def has_reference(model: Model) -> bool:
     """Whether FlagEmbedding evaluates such a row: whole dense vectors of a folder, by the libraries
     that it runs with itself."""
-    mine = model.served or model.environment
+    mine = model.served or model.environment or model.quantized
     return model.kind == "dense" and model.cut is None and not mine
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from .. import names
 from ..datasets.registry import Registry, ResolvedDataset, resolve
@@ -21,6 +21,10 @@ from .keys import key_of
 Way = Literal["dense", "sparse", "multivector", "weighted"]
 WAYS: tuple[Way, ...] = get_args(Way)
 WEIGHTS = (0.4, 0.2, 0.4)  # of the first three ways, as BGE-M3's authors recommend them
+Stored = Literal["float", "int8", "binary"]
+QUANTIZED: tuple[Stored, ...] = ("int8", "binary")
+RESCORE = 2  # hits scored again for each that is kept, as sentence-transformers does
+CALIBRATION = 10_000  # rows of a corpus that the ranges of int8 are taken from
 Kind = Literal[Vectors, "bm25", "fuse", "rerank", "late", "run"]
 ROWS: tuple[Kind, ...] = ("bm25", "fuse", "rerank", "run")  # rows that are no embedding model
 LOCAL = ("path", "demo")  # sources that count by their files' digest, wherever they lie
@@ -41,6 +45,9 @@ NO_FACTS = {
     "precision",
     "environment",
     "code_revision",
+    "stored",
+    "rescore",
+    "calibration",
 }
 
 
@@ -54,6 +61,8 @@ class Model:
     the user states, `known` is the registry's entry. `cut`: how many numbers of each vector count
     in this row, where the config asks for several lengths of one encoding. `way`: of a model with
     several kinds of vectors, by which this row searches; `weights` are those of their sum.
+    `stored`: what a corpus' vectors are searched as, where the config says it; for each hit that is
+    kept `rescore` are scored again, `calibration` rows give the ranges of int8.
     """
 
     id: str
@@ -72,6 +81,9 @@ class Model:
     cut: int | None = None
     way: Way | None = None
     weights: tuple[float, ...] = WEIGHTS
+    stored: Stored | None = None
+    rescore: int = RESCORE
+    calibration: int = CALIBRATION
     weight_bytes: int | None = None  # of a local folder
     environment: str = ""  # of its own, in which it is staged and run; "" is the workflow's
     pins: str = ""  # the digest of that environment's pins
@@ -97,6 +109,11 @@ class Model:
     def served(self) -> bool:
         """Whether a server computes it."""
         return "server" in self.source
+
+    @property
+    def quantized(self) -> bool:
+        """Whether this row searches codes in place of vectors."""
+        return self.stored in QUANTIZED
 
     @property
     def builds_on(self) -> tuple[str, ...]:
@@ -183,7 +200,7 @@ def read_experiment(
         metrics.parse(metric)
     check_depth(evaluate["metrics"], config["retrieve"]["top_k"])
     names.check_entries(config["models"])
-    names.check_entries([entry for entry, *_ in entries(config["models"], models)])
+    names.check_entries([entry for entry, _ in entries(config["models"], models)])
     resolved = resolve(config["datasets"], datasets)
     published = config.get("published") or []
     digests = Digests(path_digest, file_digest, server_identity, pins_digest)
@@ -191,8 +208,8 @@ def read_experiment(
         name=config["experiment"],
         store=config["store"],
         models=tuple(
-            read_model(entry, models.get(entry["id"], {}), digests, cut, way)
-            for entry, cut, way in entries(config["models"], models)
+            read_model(entry, models.get(entry["id"], {}), digests, part)
+            for entry, part in entries(config["models"], models)
         ),
         datasets=tuple(resolved),
         top_k=config["retrieve"]["top_k"],
@@ -216,21 +233,33 @@ def check_depth(asked: Sequence[str], top_k: int) -> None:
             )
 
 
+class Part(NamedTuple):
+    """What of an encoding one row searches, as `Model` has it."""
+
+    cut: int | None = None
+    way: Way | None = None
+    stored: Stored | None = None
+
+
 def entries(
     models: Sequence[Mapping[str, Any]], known: Mapping[str, Any]
-) -> Iterator[tuple[Mapping[str, Any], int | None, Way | None]]:
-    """The config's entries, one for each of several `dimensions` and each way of an m3 model."""
+) -> Iterator[tuple[Mapping[str, Any], Part]]:
+    """The config's entries, one for each of several `dimensions`, each of several forms in which
+    vectors are stored and each way of an m3 model."""
     for entry in models:
-        several, slug = entry.get("dimensions"), names.entry_slug(entry)
-        if isinstance(several, list):
-            shared = {k: v for k, v in entry.items() if k != "dimensions"}
-            for cut in several:
-                yield shared | {"alias": f"{slug}__d{cut}"}, cut, None
-        elif row_kind(entry, known.get(entry["id"], {})) == "m3":
+        slug = names.entry_slug(entry)
+        if row_kind(entry, known.get(entry["id"], {})) == "m3":
             for way in WAYS:
-                yield {**entry, "alias": f"{slug}-{way}"}, None, way
-        else:
-            yield entry, None, None
+                yield {**entry, "alias": f"{slug}-{way}"}, Part(way=way)
+            continue
+        cuts, forms = entry.get("dimensions"), entry.get("stored")
+        shared = {k: v for k, v in entry.items() if k != "dimensions" or not isinstance(v, list)}
+        for cut in cuts if isinstance(cuts, list) else (None,):
+            for form in forms if isinstance(forms, list) else (forms,):
+                ends = [f"__d{cut}"] if cut else []
+                ends += [f"__{form}"] if isinstance(forms, list) else []
+                alias = {"alias": slug + "".join(ends)} if ends else {}
+                yield shared | alias, Part(cut=cut, stored=form)
 
 
 @dataclass(frozen=True)
@@ -248,17 +277,17 @@ def read_model(
     entry: Mapping[str, Any],
     known: Mapping[str, Any],
     digests: Digests,
-    cut: int | None = None,
-    way: Way | None = None,
+    part: Part = Part(),  # noqa: B008
 ) -> Model:
     slug = names.entry_slug(entry)
     kind = row_kind(entry, known)
+    check_stored(entry, kind)
     if kind == "run":
         stated = entry["run"]
         files = stated if isinstance(stated, Mapping) else {"": stated}
         runs = {row: {"file": file, "digest": digests.file(file)} for row, file in files.items()}
         return Model(entry["id"], slug, kind, runs)
-    if cut is not None and kind != "dense":
+    if part.cut is not None and kind != "dense":
         raise UserError(
             f"config.models: '{printable(entry['id'], 80)}': dimensions cut dense vectors; "
             f"this row's kind is {kind}"
@@ -306,9 +335,12 @@ def read_model(
         precision=entry.get("precision", "exact"),
         facts={k: v for k, v in facts.items() if (k, v) != ("kind", AUTO)},
         known=known,
-        cut=cut,
-        way=way,
+        cut=part.cut,
+        way=part.way,
         weights=tuple(entry.get("weights", WEIGHTS)),
+        stored=part.stored,
+        rescore=entry.get("rescore", RESCORE),
+        calibration=entry.get("calibration", CALIBRATION),
         weight_bytes=weight_bytes(source),
         environment=environment,
         pins=digests.pins(environment) if environment else "",
@@ -337,6 +369,20 @@ def check_served(entry: Mapping[str, Any], kind: Kind) -> None:
             f"{where}: {', '.join(sorted(others))}: its server decides that, not this config; "
             "leave it out"
         )
+
+
+def check_stored(entry: Mapping[str, Any], kind: Kind) -> None:
+    """`stored` is of dense vectors, and what says how they are searched then stands beside it."""
+    where = f"config.models: '{printable(entry['id'], 80)}'"
+    stated = entry.get("stored", [])
+    forms = stated if isinstance(stated, list) else [stated]
+    if forms and kind != "dense":
+        raise UserError(f"{where}: stored is of dense vectors; this row's kind is {kind}")
+    for name, of in (("rescore", QUANTIZED), ("calibration", ("int8",))):
+        if name in entry and not set(of) & set(forms):
+            raise UserError(
+                f"{where}: {name} is of stored: {' or '.join(of)}; it does nothing here"
+            )
 
 
 def row_kind(entry: Mapping[str, Any], known: Mapping[str, Any]) -> Kind:

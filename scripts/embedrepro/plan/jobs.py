@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from ..datasets.local import local_kind
 from .artifacts import Artifact, Catalogue, Row, spread
-from .config import Model, in_order
+from .config import CALIBRATION, RESCORE, Model, in_order
 from .cost import (
     JOB_SECONDS,
     MODEL_SECONDS,
@@ -21,7 +21,8 @@ from .cost import (
     parameters,
 )
 
-AFTER = ("weighted", "maxsim")  # runs that are made of other runs and vectors
+# Runs that are made of other runs, or of what is made from all pieces of a corpus' vectors.
+AFTER = ("weighted", "maxsim", "stored")
 LOCAL_TOGETHER = 20_000_000  # characters of local corpora that one process prepares together
 
 
@@ -181,7 +182,8 @@ def encoding(model: Model) -> Model:
     """What rows of one encoding have in common; a row that is whole stands for itself."""
     if model.kind in ("multivector", "late"):
         return replace(model, slug="", kind="multivector", options={})
-    if model.cut or model.way:
+    if model.cut or model.way or model.stored:
+        model = replace(model, stored=None, rescore=RESCORE, calibration=CALIBRATION)
         return replace(model, slug="", cut=None, way=None)
     return model
 
@@ -285,12 +287,13 @@ def encode_jobs(catalogue: Catalogue, model: Model, rows: Sequence[Row]) -> list
         if row.model.cut
         for vectors in (
             catalogue.asked(row.model, row.dataset, row.split),
-            *catalogue.searched(row.model, row.dataset),
+            *catalogue.cut(row.model, row.dataset),
         )
     )
+    codes = codes_of(catalogue, rows)
     at_once = len(batches) == 1 and not model.environment  # which is there for the model alone
     if at_once and all(run.step in ("search", "refine", *AFTER) for run in runs):
-        everything = [preflight, *queries, *pieces, *cuts, *runs]
+        everything = [preflight, *queries, *pieces, *cuts, *codes, *runs]
         job = make_job(model.name, "encode", everything, model.id)
         return [replace(job, shared=not model.served and is_little(model, job.seconds))]
     jobs = [make_job(model.name, "preflight", [preflight])]
@@ -301,7 +304,17 @@ def encode_jobs(catalogue: Catalogue, model: Model, rows: Sequence[Row]) -> list
         name = f"{model.name}__{number + 1}_of_{len(batches)}"
         label = f"{model.id}, part {number + 1} of {len(batches)}"
         jobs.append(after(preflight, make_job(name, "encode", some, label)))
-    return jobs + search_jobs(catalogue, model, runs)
+    return jobs + search_jobs(catalogue, model, runs, codes)
+
+
+def codes_of(catalogue: Catalogue, rows: Sequence[Row]) -> list[Artifact]:
+    """What rows of quantised vectors search, after what all pieces of it are made with."""
+    quantized = [row for row in rows if row.model.quantized]
+    codes = unique(c for row in quantized for c in catalogue.searched(row.model, row.dataset))
+    ranges = unique(
+        catalogue.artifacts[code.spec["ranges"]] for code in codes if code.spec["ranges"]
+    )
+    return [*ranges, *codes]
 
 
 def is_little(model: Model, seconds: float) -> bool:
@@ -321,7 +334,9 @@ def unique(artifacts: Iterable[Artifact]) -> list[Artifact]:
     return list({artifact.path: artifact for artifact in artifacts}.values())
 
 
-def search_jobs(catalogue: Catalogue, model: Model, runs: Sequence[Artifact]) -> list[Job]:
+def search_jobs(
+    catalogue: Catalogue, model: Model, runs: Sequence[Artifact], codes: Sequence[Artifact]
+) -> list[Job]:
     """One process for all rows that are searched at once; large corpora piece by piece."""
     jobs = []
     at_once = [run for run in runs if run.step == "search"]
@@ -337,7 +352,7 @@ def search_jobs(catalogue: Catalogue, model: Model, runs: Sequence[Artifact]) ->
     if by_pieces:
         jobs.append(make_job(model.slug, "merge", by_pieces, model.id))
     if last := [run for run in runs if run.step in AFTER]:
-        jobs.append(make_job(f"{model.slug}__again", "search", last, model.id))
+        jobs.append(make_job(f"{model.slug}__again", "search", [*codes, *last], model.id))
     return jobs
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..encode.job import Piece
 from ..evaluation import scoring
-from ..files import read_json
+from ..files import read_json, write_json
 from ..search import job as search
 from ..search.runs import Ranking
 from .artifacts import PIECE, Artifact, spread
@@ -40,6 +40,30 @@ def cut_vectors(artifact: Artifact) -> None:
     (whole,) = artifact.inputs
     normalize = read_json(Path(whole).with_suffix(".json"))["settings"]["normalize"]
     write_cut(whole, artifact.path, artifact.spec["dimensions"], normalize)
+
+
+def calibrate(artifact: Artifact) -> None:
+    """The range of each dimension of a corpus' vectors, for `quantize_vectors`."""
+    from ..vectors.quantize import int8_ranges
+
+    calibration = artifact.spec["calibration"]
+    ranges = int8_ranges(spread(artifact.spec["whole"]), calibration)
+    write_json(artifact.path, {"calibration": calibration, "ranges": ranges.tolist()})
+
+
+def quantize_vectors(artifact: Artifact) -> None:
+    """The codes of a piece's vectors."""
+    import numpy as np
+
+    from ..vectors.quantize import write_quantized
+
+    stored, ranges = artifact.spec["stored"], artifact.spec["ranges"]
+    given = np.array(read_json(ranges)["ranges"], np.float32) if ranges else None
+    write_quantized(artifact.inputs[0], artifact.path, stored, given)
+
+
+# What is made of vectors, in this order.
+DERIVED = {"cut": cut_vectors, "calibrate": calibrate, "quantize": quantize_vectors}
 
 
 def search_row(artifact: Artifact) -> search.Row:
@@ -83,8 +107,15 @@ def rank_late(artifact: Artifact, device: str) -> None:
     write_run(artifact.path, found, spec["tag"])
 
 
+def search_stored(artifact: Artifact, device: str) -> None:
+    """The run of a corpus of codes; it takes no device."""
+    from ..search.quantized import search_row as search_codes
+
+    search_codes(search_row(artifact), artifact.spec["rescore"])
+
+
 # Runs that are made of other runs and of vectors.
-AFTER = {"weighted": rank_weighted, "maxsim": rank_late}
+AFTER = {"weighted": rank_weighted, "maxsim": rank_late, "stored": search_stored}
 
 
 def spared(ranking: Ranking, depth: int) -> Ranking:
@@ -150,6 +181,7 @@ def rounding(spec: Mapping[str, Any]) -> dict[str, Any]:
     if spec["encoded"]:
         sidecar = read_json(next(iter(spec["encoded"])))
         dense = "format" not in sidecar and spec["facts"].get("way") in (None, "dense")
+        dense = dense and "stored" not in spec["facts"]  # a rounded number may be another code
         ours = sidecar.get("pinned", True)  # how a server computes, nobody says
         if dense and ours and sidecar["settings"]["normalize"]:
             return {"score_error": FLOAT32_ERROR}
@@ -158,6 +190,8 @@ def rounding(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def dimension(sidecar: Mapping[str, Any]) -> int:
     """Length of a vector, or the number of terms that a sparse one has a place for."""
+    if "dim" in sidecar:  # of codes, which may be eight to a byte
+        return int(sidecar["dim"])
     if "shape" in sidecar:
         return int(sidecar["shape"][1])
     return int(sidecar.get("width") or sidecar["files"]["tokens"]["shape"][1])

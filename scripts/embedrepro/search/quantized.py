@@ -17,18 +17,17 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from ..files import digest
 from ..vectors.embeddings import check_finite, open_embeddings
 from ..vectors.quantize import open_quantized, quantize, restore, unpack
 from .best import Best, IdRank
-from .hits import Batch, write_hits
-from .pieces import Pieces, check_depth, ids_between, query_groups
-from .runs import Ids, trec_order
+from .hits import Batch, Merge
+from .job import Row, made
+from .pieces import Pieces, check_depth, query_groups
+from .runs import Ids, read_ids, trec_order, write_listings
 from .scores import dot
 
 BLOCK = 2**22  # codes of a block of documents
 EXACT_FLOAT32 = 2**24 // 2**14  # dimensions up to which float32 holds every sum of int8 products
-MULTIPLIER = 2  # sentence-transformers' default
 
 
 class Codes:
@@ -47,33 +46,28 @@ class Codes:
         return len(self.codes)
 
 
-def search(
-    queries: Path | str,
-    corpus: Sequence[Path | str],
-    ids: Path | str,
-    k: int,
-    output: Path | str,
-    multiplier: int = MULTIPLIER,
-) -> None:
-    """Search a whole corpus and write its hits as those of one shard.
+def search_row(row: Row, multiplier: int) -> None:
+    """Search a whole corpus of codes and write its run; one that is there is checked instead.
 
-    `queries`: dense vectors, not quantised. `corpus`: all pieces of codes of `ids`, corpus.parquet.
+    `row`: its queries are dense vectors, not quantised, its corpus all pieces of codes.
     `multiplier`: 0 is without rescoring.
     """
-    check_depth(k)
-    vectors, meta = open_embeddings(queries)
-    check_finite(vectors, queries)
-    pieces = Pieces([Codes(path) for path in corpus])
-    _check_same(queries, vectors, meta, pieces.pieces)
-    facts = {
-        "rows": [0, pieces.rows],
-        "k": k,
-        "queries": len(vectors),
-        "queries_sha256": meta["sha256"],
-        "corpus_sha256": digest([piece.meta["sha256"] for piece in pieces.pieces], 64),
-    }
-    found = scan(vectors, pieces, k, ids_between(ids, 0, pieces.rows), multiplier)
-    write_hits(output, found, facts)
+    if made(row.output):
+        return
+    check_depth(row.top_k)
+    vectors, meta = open_embeddings(row.queries)
+    check_finite(vectors, row.queries)
+    pieces = Pieces([Codes(path) for path in row.corpus])
+    _check_same(row.queries, vectors, meta, pieces.pieces)
+    docs, queries = read_ids(row.ids), read_ids(row.query_ids)
+    if (len(vectors), pieces.rows) != (len(queries), len(docs)):
+        raise UserError(
+            f"{row.output}: {len(vectors)} queries and {pieces.rows} passages are encoded, "
+            f"{row.query_ids} has {len(queries)}, {row.ids} {len(docs)}; encode them again"
+        )
+    merge = Merge(docs, queries, row.top_k, row.spare_identical_ids)
+    found = scan(vectors, pieces, merge.depth, docs.take, multiplier)
+    write_listings(row.output, merge.listings([batch] for batch in found), row.tag)
 
 
 def scan(

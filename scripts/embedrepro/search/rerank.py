@@ -25,7 +25,7 @@ from ..datasets.reading import Checked
 from ..datasets.records import passage
 from ..errors import UserError, printable
 from ..files import digest, sealed, whole
-from ..models.rerankers import RECIPES
+from ..models.rerankers import LAYERWISE, RECIPES
 from ..models.staged import verify_code
 from ..schema import over_defaults
 from ..startup import uncollected
@@ -37,7 +37,8 @@ DEFAULTS = {
     "max_length": 512,
     "batch_size": 32,
     "dtype": "float32",  # float16, bfloat16 on a GPU
-    "instruction": None,  # the task in a recipe's words; None: its own
+    "instruction": None,  # the task that qwen3-reranker is told; None: its card's
+    "prompt": None,  # what FlagEmbedding's language models are asked; None: their own
     "options": {},  # further arguments of FlagEmbedding's class: prompt, cutoff_layers, ...
 }
 CHOICES = {
@@ -77,12 +78,28 @@ def load_reranker(
         return _load_server(record, address or record["address"])
     engine = record["scoring"] if settings["engine"] == "auto" else settings["engine"]
     length = min(settings["max_length"], record["longest"] or settings["max_length"])
+    refuse_idle(record["id"], settings, engine)
     settings = {**settings, "engine": engine, "max_length": length}
     if engine == "cross-encoder":
         return _load_cross_encoder(staged, record, settings, device)
     if engine == "qwen3-reranker":
         return _load_question(staged, record, settings, device)
     return _load_flag(staged, record, settings, device)
+
+
+def refuse_idle(model_id: str, settings: Mapping[str, Any], engine: str) -> None:
+    """Refuse what would change nothing in this recipe."""
+    asked = engine.startswith("decoder-only")
+    for key, used, whose in (
+        ("instruction", engine == "qwen3-reranker", "qwen3-reranker"),
+        ("prompt", asked, "the decoder-only recipes"),
+        ("options", asked or engine == "encoder-only-base", "FlagEmbedding's recipes"),
+    ):
+        if settings[key] and not used:
+            raise UserError(
+                f"{model_id}: rerank: {key}: is of {whose}, and this model scores as {engine}; "
+                f"remove {key}: or set engine:"
+            )
 
 
 def _load_flag(
@@ -93,6 +110,10 @@ def _load_flag(
     precision = {"use_fp16": settings["dtype"] == "float16"}
     if settings["engine"] != "encoder-only-base":
         precision["use_bf16"] = settings["dtype"] == "bfloat16"
+    if settings["engine"] == LAYERWISE:
+        from ..models.minicpm import mend
+
+        mend()
     reranker = FlagAutoReranker.from_finetuned(
         str(staged),
         model_class=settings["engine"],
@@ -101,6 +122,7 @@ def _load_flag(
         batch_size=settings["batch_size"],
         max_length=settings["max_length"],
         **precision,
+        **({"prompt": settings["prompt"]} if settings["prompt"] else {}),
         **settings["options"],
     )
     score: Score = reranker.compute_score

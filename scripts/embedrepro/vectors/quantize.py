@@ -2,8 +2,8 @@
 
 `int8` and `binary` are sentence-transformers' (`quantize_embeddings`): int8 puts each dimension's
 range into 255 steps, values outside are clipped; binary keeps each number's sign, eight to a byte.
-The ranges are the smallest and largest values among `CALIBRATION` rows spread evenly over the whole
-corpus, so they depend neither on its shards nor on chance.
+The ranges are the smallest and largest values among some rows spread evenly over the whole corpus,
+so they depend neither on its shards nor on chance.
 """
 
 from collections.abc import Sequence
@@ -18,23 +18,22 @@ from .embeddings import check_finite, open_embeddings
 
 Precision = Literal["int8", "binary"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-CALIBRATION = 10_000  # rows
 BLOCK = 2**22  # numbers changed at a time
 
 
-def calibration_rows(rows: int) -> np.ndarray:
-    """The rows (at most `CALIBRATION`) of a corpus that its ranges are taken from, upwards."""
-    count = min(rows, CALIBRATION)
+def calibration_rows(rows: int, calibration: int) -> np.ndarray:
+    """The rows (at most `calibration`) of a corpus that its ranges are taken from, upwards."""
+    count = min(rows, calibration)
     return np.arange(count) * rows // max(1, count)
 
 
-def int8_ranges(corpus: Sequence[Path | str]) -> np.ndarray:
+def int8_ranges(corpus: Sequence[Path | str], calibration: int) -> np.ndarray:
     """(2, dim) float32: smallest and largest value of each dimension in the calibration rows.
 
-    `corpus`: all dense pieces of a corpus, in any order.
+    `corpus`: all dense pieces of a corpus, in any order. `calibration`: how many rows.
     """
     pieces = sorted((open_embeddings(path) for path in corpus), key=lambda piece: _start(piece[1]))
-    rows = calibration_rows(sum(len(vectors) for vectors, _ in pieces))
+    rows = calibration_rows(sum(len(vectors) for vectors, _ in pieces), calibration)
     lows, highs, expected = [], [], 0
     for vectors, meta in pieces:
         start = _start(meta)
