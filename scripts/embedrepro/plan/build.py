@@ -25,6 +25,7 @@ from .config import (
     Digests,
     Experiment,
     Model,
+    Part,
     absolute_paths,
     entries,
     read_experiment,
