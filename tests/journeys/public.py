@@ -146,7 +146,19 @@ def models(folder: Path) -> dict[str, Path]:
     for name in ("colbert_linear.pt", "sparse_linear.pt"):
         (found["BAAI/bge-m3"] / name).write_bytes(b"a head\n")
     name = "Alibaba-NLP/gte-Qwen2-1.5B-instruct"
-    return found | {name: gte_qwen2(folder / name)}
+    return found | {name: gte_qwen2(folder / name)} | other_kinds(folder)
+
+
+def other_kinds(folder: Path) -> dict[str, Path]:
+    """A sparse model and one of late interaction, in the layouts of their makers."""
+    from unit import format_models
+
+    found = {"naver/splade-v3": format_models.splade}
+    found["lightonai/GTE-ModernColBERT-v1"] = format_models.pylate
+    for name, make in found.items():
+        (folder / name).parent.mkdir(parents=True)
+        make(folder / name)
+    return {name: folder / name for name in found}
 
 
 def repository(texts: Texts, prefix: str = "", **splits: dict[str, dict[str, int]]) -> dict:
