@@ -15,6 +15,7 @@ for job in jobs("preflight", "encode"):
         conda:
             "../envs/encode.yaml"
         threads: job.threads
+        priority: job.priority
         resources:
             **asked(job),
         params:

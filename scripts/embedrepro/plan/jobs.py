@@ -32,7 +32,7 @@ class Job:
 
     `inputs` are what its artifacts are made from; `gpu` devices, `threads`, `mem_mb` and `minutes`
     are asked for; `label` tells people which model and dataset it is about. A `shared` job uses its
-    device for seconds only, beside others.
+    device for seconds only, beside others. `priority`: what else than its own pieces waits for it.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Job:
     label: str
     gpu: int = 0
     shared: bool = False
+    priority: int = 0
     threads: int = 1
     mem_mb: int = 4000
     minutes: int = 60
@@ -303,7 +304,9 @@ def encode_jobs(catalogue: Catalogue, model: Model, rows: Sequence[Row]) -> list
         some = [*some, *(artifact for artifact in cuts if artifact.inputs[0] in whole)]
         name = f"{model.name}__{number + 1}_of_{len(batches)}"
         label = f"{model.id}, part {number + 1} of {len(batches)}"
-        jobs.append(after(preflight, make_job(name, "encode", some, label)))
+        job = after(preflight, make_job(name, "encode", some, label))
+        # The queries' first: its model in float32 is loaded for them alone.
+        jobs.append(replace(job, priority=int(number == 0)))
     return jobs + search_jobs(catalogue, model, runs, codes)
 
 
