@@ -76,5 +76,7 @@ def asked(job):
 
 def devices(job):
     """Those that a job has for itself: on this machine, not on a cluster, little work shares one."""
-    here = lambda: workflow.is_main_process and workflow.local_exec and not GPU_RESOURCES
+    here = (
+        lambda: workflow.is_main_process and workflow.local_exec and not GPU_RESOURCES
+    )
     return lambda wildcards: 0 if job.shared and here() else job.gpu

@@ -12,10 +12,10 @@ for job in jobs("preflight", "encode"):
             products(job),
         log:
             log_of(job),
+        priority: job.priority
         conda:
             "../envs/encode.yaml"
         threads: job.threads
-        priority: job.priority
         resources:
             **asked(job),
         params:
