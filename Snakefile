@@ -6,6 +6,7 @@ min_version("9.27")
 
 
 include: "rules/common.smk"
+include: "rules/showing.smk"
 include: "rules/download.smk"
 include: "rules/prepare.smk"
 include: "rules/encode.smk"

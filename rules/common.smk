@@ -76,7 +76,7 @@ def asked(job):
 
 def devices(job):
     """Those that a job has for itself: on this machine, not on a cluster, little work shares one."""
-    here = (
-        lambda: workflow.is_main_process and workflow.local_exec and not GPU_RESOURCES
+    alone = not workflow.is_main_process or GPU_RESOURCES
+    return lambda wildcards: (
+        0 if job.shared and workflow.local_exec and not alone else job.gpu
     )
-    return lambda wildcards: 0 if job.shared and here() else job.gpu

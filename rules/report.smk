@@ -1,20 +1,6 @@
 # Needs: everything before. Gives: the report in the store, under its key, and the targets that show
 # it: results/<experiment>/ is a view of it.
 
-
-def show(*options):
-    """The command that shows a report: the view of it in results/, verdicts on the screen."""
-    return f"{PYTHON} {FOLDER}/show_results.py --plan {PLAN_FILE} {' '.join(options)}"
-
-
-def restart(script):
-    """The command of a script that starts this workflow once more, as it was started."""
-    given = ["--plan", PLAN_FILE, "--snakefile", workflow.main_snakefile]
-    given += ["--directory", Path.cwd(), *(f"--configfile={f}" for f in GIVEN)]
-    words = shlex.join(map(str, [*given, "--", *sys.argv[1:]]))
-    return f"{PYTHON} {FOLDER}/{script}.py {words}"
-
-
 for job in jobs("report"):
 
     rule:
