@@ -67,16 +67,14 @@ def log_of(job):
 
 def asked(job):
     """What a job asks for: a failed one gets more time and memory when it is tried again."""
-    resources = {
-        "runtime": lambda wildcards, attempt: job.minutes * attempt,
-        "mem_mb": lambda wildcards, attempt: job.mem_mb * attempt,
-    }
+    minutes = lambda wildcards, attempt: job.minutes * attempt
+    memory = lambda wildcards, attempt: job.mem_mb * attempt
+    resources = {"runtime": minutes, "mem_mb": memory}
     return resources | ({"gpu": devices(job)} | GPU_RESOURCES if job.gpu else {})
 
 
 def devices(job):
     """Those that a job has for itself: on this machine, not on a cluster, little work shares one."""
-    alone = not workflow.is_main_process or GPU_RESOURCES
-    return lambda wildcards: (
-        0 if job.shared and workflow.local_exec and not alone else job.gpu
-    )
+    if not job.shared or GPU_RESOURCES or not workflow.is_main_process:
+        return job.gpu
+    return lambda wildcards: 0 if workflow.local_exec else job.gpu
