@@ -188,7 +188,17 @@ def test_rows(rows, shelf, name):
             assert rows.metric(f"me/{name}", metric) == pytest.approx(value, abs=2e-6)
     plain = rows.run("me__default", "mine")
     if row.folder == "bert" and name != "mean":
-        assert (ours == plain) == row.same or row.tolerance > 1e-4, "the key changes nothing"
+        same = near(ours, plain)  # another engine's last bit may be another
+        assert same == row.same or row.tolerance > 1e-4, "the key changes nothing"
+
+
+def near(run, other):
+    """Whether two runs hold the same documents with scores that float32 can't tell apart."""
+    return all(
+        run[query].keys() == other[query].keys()
+        and all(abs(run[query][doc] - other[query][doc]) < 1e-6 for doc in run[query])
+        for query in run
+    )
 
 
 @covers("models[].trust_remote_code=true")
