@@ -188,11 +188,11 @@ def test_rows(rows, shelf, name):
             assert rows.metric(f"me/{name}", metric) == pytest.approx(value, abs=2e-6)
     plain = rows.run("me__default", "mine")
     if row.folder == "bert" and name != "mean":
-        same = near(ours, plain)  # another engine's last bit may be another
+        same = alike(ours, plain)  # another engine's last bit may be another
         assert same == row.same or row.tolerance > 1e-4, "the key changes nothing"
 
 
-def near(run, other):
+def alike(run, other):
     """Whether two runs hold the same documents with scores that float32 can't tell apart."""
     return all(
         run[query].keys() == other[query].keys()
