@@ -93,12 +93,9 @@ def encode_pieces(
 
 def matching(others: Sequence[Piece], facts: Facts, dtype: str, compiled: bool) -> list[Piece]:
     """Those of `others` that are computed like this."""
-    return [
-        piece
-        for piece in others
-        if piece.compiled == compiled
-        and resolve(facts.staged, {"dtype": piece.dtype}).dtype == dtype
-    ]
+    stated = {piece.dtype for piece in others}  # few, of many pieces; each reads stage.json
+    meant = {name for name in stated if resolve(facts.staged, {"dtype": name}).dtype == dtype}
+    return [piece for piece in others if piece.compiled == compiled and piece.dtype in meant]
 
 
 def _encode_with(

@@ -13,7 +13,7 @@ TARGETS = ("all", "fetch", "plan", "reference", "reproduce", "scores", "why")
 
 
 def restart_parser(description: str | None) -> argparse.ArgumentParser:
-    """What a rule tells a script that starts the workflow again (`restart` in common.smk)."""
+    """What a rule tells a script that starts the workflow again (`restart` in showing.smk)."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--plan", required=True, help="the plan's file, in .embed-repro/")
     parser.add_argument("--snakefile", required=True)
