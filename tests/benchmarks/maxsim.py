@@ -9,10 +9,12 @@ float32. `--check N` holds the first N queries' scores against brute force in fl
 
 import argparse
 import json
+import os
 import resource
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +32,23 @@ BLOCK = 4096  # passages made at a time
 
 def make(path: Path, rows: int, tokens: int, dim: int, dtype: type, seed: int) -> None:
     """A piece of `rows` texts of about `tokens` random unit vectors each."""
-    draw = np.random.default_rng(seed)
-    with TokenWriter(path, rows, dim, np.dtype(dtype)) as writer:
-        for start in range(0, rows, BLOCK):
-            count = min(BLOCK, rows - start)
-            lengths = draw.integers(tokens // 2, tokens + tokens // 2 + 1, count)
-            vectors = draw.standard_normal((int(lengths.sum()), dim), np.float32)
-            vectors /= np.linalg.norm(vectors, axis=1)[:, None]
-            writer.put(np.arange(start, start + count), lengths, vectors.astype(dtype))
+    spans = [(start, min(BLOCK, rows - start)) for start in range(0, rows, BLOCK)]
+
+    def draw(span: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        dice = np.random.default_rng([seed, span[0]])
+        lengths = dice.integers(tokens // 2, tokens + tokens // 2 + 1, span[1])
+        vectors = dice.standard_normal((int(lengths.sum()), dim), np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1)[:, None]
+        return lengths, vectors.astype(dtype)
+
+    workers = os.cpu_count() or 1
+    with TokenWriter(path, rows, dim, np.dtype(dtype)) as writer, ThreadPoolExecutor() as pool:
+        for first in range(0, len(spans), workers):  # so many blocks in memory at a time
+            group = spans[first : first + workers]
+            for (start, count), (lengths, vectors) in zip(
+                group, pool.map(draw, group), strict=True
+            ):
+                writer.put(np.arange(start, start + count), lengths, vectors)
         writer.seal(model_id="made-up")
 
 
