@@ -3,7 +3,8 @@
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or this user's share of it
 
@@ -16,6 +17,16 @@ def printable(text: object, limit: int = 200) -> str:
     """`text` on one line, control characters escaped: it can't forge a log or a terminal."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+@contextmanager
+def about(subject: str) -> Iterator[None]:
+    """A mistake within is said of `subject`, which its line may not name by itself."""
+    try:
+        yield
+    except UserError as error:
+        line = str(error)
+        raise UserError(line if subject in line else f"{printable(subject)}: {line}") from None
 
 
 def full_disk(path: object = None) -> str:

@@ -84,7 +84,8 @@ def run(
                 if death := watch.look():
                     raise output.failure(f"{name}: {death} after {seconds:.0f} s; all of it ended")
                 if seconds > timeout:
-                    raise output.failure(f"{name}: not done after {timeout:.0f} s; all of it ended")
+                    late = f"not done after {timeout:.0f} s (`timeout_minutes`); all of it ended"
+                    raise output.failure(f"{name}: {late}")
                 time.sleep(POLL)
             if process.returncode:
                 raise output.failure(f"{name}: it {_ending(process.returncode)}")

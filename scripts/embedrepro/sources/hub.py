@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, printable
+from ..errors import UserError, about, printable
 from ..files import atomic, digest, read_json, remove, write_record
 from ..names import check_id
 from .code import fetch_code
@@ -54,7 +54,7 @@ def download_model(spec: dict[str, Any], output: Path, cache: Path | None = None
         raise UserError("the model spec needs `id` and `source`")
     check_id(spec["id"])
     scratch = cache / "partial" / output.name
-    with alone(scratch):
+    with about(spec["id"]), alone(scratch):
         if (output / MANIFEST).exists():  # another workflow on the same store was faster
             return fetched(output, spec)
         answered, folder, hashes = first_that_answers(spec, scratch, cache)
