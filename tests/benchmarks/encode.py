@@ -309,16 +309,20 @@ def compare(name: str, folder: Path, texts: list[str], scratch: Path, args) -> d
 
 def device_alone(engine: PackedEngine, texts: list[str]) -> float:
     """Passages/s of the engine with batches laid out beforehand."""
-    from embedrepro.encode import packed
+    from embedrepro.encode import batches, pipeline
 
     tokeniser = Tokeniser(engine.tokenizer, engine.facts, "passage", None)
-    Packer = packed.VarlenPacker if engine.varlen else packed.PaddedPacker
+    Packer = batches.VarlenPacker if engine.varlen else batches.PaddedPacker
     packer = Packer(engine.tokens_per_batch, tokeniser.limit)
-    laid = [(b, engine._lay(b)) for b in packed._pack(tokeniser.chunks(texts), packer)]
+    laid = [(b, engine.pipeline.lay(b)) for b in pipeline.pack(tokeniser.chunks(texts), packer)]
+
+    def compute(batch: batches.Batch, arrays: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [engine._run(batch, arrays, Wanted(engine.dimension, 0))]
+
     sync()
     began = time.perf_counter()
     for batch, arrays in laid:
-        list(engine._launch(batch, arrays, packer, Wanted(engine.dimension, 0)))
+        list(engine.pipeline.launch(batch, arrays, packer, compute))
     sync()
     return len(texts) / (time.perf_counter() - began)
 
@@ -369,7 +373,7 @@ def same_bytes(name: str, folder: Path, texts: list[str], scratch: Path, dtype: 
     shuffled = whole(write_corpus(scratch / "shuffled.parquet", [texts[i] for i in order]))
     note("shuffled", shuffled[np.argsort(order)])
     budget = engine.tokens_per_batch
-    engine.tokens_per_batch = max(budget // 2, LENGTH)
+    engine.pipeline.budget = max(budget // 2, LENGTH)
     note(f"{engine.tokens_per_batch} instead of {budget} tokens a batch", whole(corpus))
     fresh = run_cli(folder, corpus, scratch, scratch / "another-cache", dtype)[1]
     note("fresh process and compiler cache", fresh)

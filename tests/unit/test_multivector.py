@@ -15,7 +15,7 @@ from embedrepro.errors import UserError
 from embedrepro.search import maxsim
 from embedrepro.search.runs import write_run
 from embedrepro.vectors.multivector import TokenVectors, TokenWriter
-from format_models import bert, colbert, facts, pylate, run_bytes, stanford, texts
+from format_models import bert, colbert, facts, lay_end_to_end, pylate, run_bytes, stanford, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import MultiVectorEncoder
@@ -58,12 +58,17 @@ def each(piece: TokenVectors) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_vectors_and_scores_are_sentence_transformers_own(folders, layout, tmp_path):
+@pytest.mark.parametrize("way", ["padded", "end to end"])
+def test_vectors_and_scores_are_sentence_transformers_own(
+    folders, layout, way, tmp_path, monkeypatch
+):
+    ran = lay_end_to_end(monkeypatch, 200) if way == "end to end" else []
     peer = MultiVectorEncoder(str(folders[layout]), device="cpu")
     engine = MultiVectorEngine(own(folders[layout]), "cpu")
     queries, passages = texts(9, 1), texts(50, 2)
     q = encode(engine, queries, "query", tmp_path / "q.npy")
     p = encode(engine, passages, "passage", tmp_path / "p.npy", rows=[0, 50])
+    assert len(ran) == (way == "end to end")
     cut = {"text": {"max_length": 24}} if layout not in ("expanded", "attended") else None
     expected = (
         peer.encode_query(queries, processing_kwargs=cut, batch_size=4),

@@ -16,7 +16,16 @@ from embedrepro.search import sparse as search
 from embedrepro.vectors import ragged
 from embedrepro.vectors.dense import sidecar
 from embedrepro.vectors.sparse import SparseVectors, SparseWriter
-from format_models import LENGTHS, bert, facts, inference_free, run_bytes, splade, texts
+from format_models import (
+    LENGTHS,
+    bert,
+    facts,
+    inference_free,
+    lay_end_to_end,
+    run_bytes,
+    splade,
+    texts,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SparseEncoder
@@ -51,12 +60,18 @@ def matrix(piece: SparseVectors) -> np.ndarray:
 
 
 @pytest.mark.parametrize("layout", ["splade", "sum", "log1p", "inference_free", "plain"])
-def test_vectors_and_scores_are_sentence_transformers_own(folders, layout, tmp_path):
+@pytest.mark.parametrize("way", ["padded", "end to end"])
+def test_vectors_and_scores_are_sentence_transformers_own(
+    folders, layout, way, tmp_path, monkeypatch
+):
+    ran = lay_end_to_end(monkeypatch, 200) if way == "end to end" else []
     peer = SparseEncoder(str(folders[layout]), device="cpu")
     engine = SparseEngine(facts(folders[layout]), "cpu")
+    flat = way == "end to end" and layout != "inference_free"  # that one has a router
     queries, passages = texts(9, 1), texts(70, 2)
     q = encode(engine, queries, "query", tmp_path / "q.npy")
     p = encode(engine, passages, "passage", tmp_path / "p.npy", rows=[0, 70])
+    assert len(ran) == flat
     expected = []
     for some, length, task in ((queries, 24, "query"), (passages, 40, "document")):
         for module in peer.modules():

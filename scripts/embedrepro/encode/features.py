@@ -19,9 +19,10 @@ from transformers import PreTrainedModel
 from ..errors import UserError, printable
 from ..models.facts_table import ROLES, Role
 from . import attention
-from .batches import CPU_BUDGET, CUDA_BUDGET, ahead, padded_widths
+from .batches import CPU_BUDGET, CUDA_BUDGET, Batch, ahead, padded_widths
 from .engine import pick_precision
 from .facts import Facts
+from .flat import PROBES, Flat, family_of
 from .loading import TASKS, check_routes, give_padding, restore_direction
 
 CHUNK = 256  # texts tokenised at once
@@ -113,7 +114,10 @@ class ModuleEngine(Generic[PartType]):
                 self._prepare(module)
         check_routes(self.model, self.facts)
         default = CUDA_BUDGET if self.device.type == "cuda" else CPU_BUDGET
-        self.tokens_per_batch = tokens_per_batch or default
+        most = self._most_tokens()
+        self.tokens_per_batch = tokens_per_batch or min(default, most or default)
+        family = family_of(self.model, facts) if self._can_varlen() else None
+        self.flat = Flat(self.model, facts, family, tokens_per_batch or most) if family else None
 
     def _prepare(self, trunk: PreTrainedModel) -> None:
         restore_direction(trunk)
@@ -135,8 +139,23 @@ class ModuleEngine(Generic[PartType]):
             self.model.float()
         self.model.eval()
 
+    def _can_varlen(self) -> bool:
+        return self.device.type == "cuda" and self.precision.arithmetic != "float32"
+
+    def _most_tokens(self) -> int | None:
+        """How many tokens a batch may have, where something limits that."""
+        return None
+
     def _part(self, features: dict[str, Any], batch: Rows, n: int) -> PartType:
         """What the first `n` texts of a batch become, from the model's features."""
+        raise NotImplementedError
+
+    def _flat_tensors(self, features: dict[str, Any], n: int, used: int) -> list[torch.Tensor]:
+        """What is fetched of a batch of `n` texts whose `used` tokens lie end to end."""
+        raise NotImplementedError
+
+    def _flat_part(self, batch: Batch, arrays: list[np.ndarray]) -> PartType:
+        """What its texts become, from what was fetched."""
         raise NotImplementedError
 
     def encode(
@@ -175,6 +194,12 @@ class ModuleEngine(Generic[PartType]):
             )
 
     def _parts(self, texts: Iterable[str], role: Role, prompt: str) -> Iterator[PartType]:
+        if self.flat and role == "passage":  # queries are few, and may be expanded
+            fixed, tensors = self._told_apart(self._preprocess(PROBES, role, prompt))
+            if tokeniser := self.flat.tokeniser(role, prompt, tensors):
+                given = (fixed, self._flat_tensors, self._flat_part)
+                yield from self.flat.parts(tokeniser, texts, *given)
+                return
         packer, fixed = RowPacker(self.tokens_per_batch), {}
         for width, rows, fixed in ahead(self._rows(texts, role, prompt), 2):
             for batch in packer.add(width, rows):
@@ -289,6 +314,8 @@ class ModuleEngine(Generic[PartType]):
 
     @torch.inference_mode()
     def _computed(self, batch: Rows, role: Role, fixed: dict[str, Any], n: int) -> PartType:
+        if self.flat:
+            self.flat.follow(attention.PADDED)
         moved = {name: tensor.to(self.device) for name, tensor in batch.features.items()}
         found = self.model(fixed | moved, task=TASKS[role], **self._forward_options())
         return self._part(found, batch, n)

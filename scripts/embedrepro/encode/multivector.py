@@ -10,6 +10,7 @@ import torch
 from sentence_transformers import MultiVectorEncoder
 
 from ..errors import UserError, printable
+from .batches import Batch
 from .facts import Facts
 from .features import ModuleEngine, Rows, architectures, listed_modules
 
@@ -61,6 +62,30 @@ class MultiVectorEngine(ModuleEngine[TokensPart]):
         vectors = features["token_embeddings"][:n]
         return tokens_part(vectors, mask, batch, n, self.facts, self.precision.stored)
 
+    def _flat_tensors(self, features: dict[str, Any], n: int, used: int) -> list[torch.Tensor]:
+        vectors = features["token_embeddings"][0, :used].float()
+        kept = features["attention_mask"][0, :used].bool()
+        stored = vectors.to(getattr(torch, self.precision.stored.name))
+        return [stored, kept, torch.isfinite(stored).all(1)]
+
+    def _flat_part(self, batch: Batch, arrays: list[np.ndarray]) -> TokensPart:
+        vectors, kept, finite = arrays
+        sequences = batch.sequences
+        starts = np.cumsum(sequences.lengths) - sequences.lengths
+        bad = np.flatnonzero(kept & ~finite)
+        if len(bad):
+            place = int(np.searchsorted(starts, bad[0], "right")) - 1
+            raise not_finite(self.facts, int(sequences.rows[place]))
+        lengths = np.add.reduceat(kept, starts, dtype=np.int64)
+        cut = int(sequences.truncated.sum())
+        found = vectors if kept.all() else vectors[kept]
+        return TokensPart(sequences.rows, lengths, found, len(sequences.ids), cut)
+
+
+def not_finite(facts: Facts, row: int) -> UserError:
+    name = printable(facts.model_id)
+    return UserError(f"{name}: text {row} has NaN or Inf in its vectors; try dtype: float32")
+
 
 def tokens_part(
     vectors: torch.Tensor, mask: torch.Tensor, batch: Rows, n: int, facts: Facts, stored: np.dtype
@@ -71,10 +96,7 @@ def tokens_part(
     bad = ~np.isfinite(found).all(1)
     if bad.any():
         row = batch.rows[np.searchsorted(np.cumsum(lengths), int(np.argmax(bad)), "right")]
-        raise UserError(
-            f"{printable(facts.model_id)}: text {row} has NaN or Inf in its vectors; "
-            "try dtype: float32"
-        )
+        raise not_finite(facts, int(row))
     tokens, cut = int(batch.tokens[:n].sum()), int(batch.cut[:n].sum())
     return TokensPart(batch.rows[:n], lengths, found.astype(stored), tokens, cut)
 

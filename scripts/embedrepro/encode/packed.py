@@ -7,12 +7,11 @@ handed out while it does.
 """
 
 import math
-import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import transformers
 from transformers import AutoTokenizer
@@ -20,27 +19,15 @@ from transformers import AutoTokenizer
 from ..errors import UserError
 from ..models.facts_table import Role
 from . import attention
-from .batches import (
-    CPU_BUDGET,
-    CUDA_BUDGET,
-    Batch,
-    Packer,
-    PaddedPacker,
-    Part,
-    Sequences,
-    VarlenPacker,
-    ahead,
-    padded_arrays,
-    varlen_arrays,
-)
+from .batches import CPU_BUDGET, CUDA_BUDGET, Batch, Part
 from .engine import check_finite, cut_dimensions, pick_precision
 from .facts import Facts
 from .families import PACKED_MODEL_TYPES
 from .loading import OWN_WAY, check_lengths, restore_direction, round_parameters
+from .pipeline import Pipeline
 from .steps import Steps, single_positions
 from .tokens import Tokeniser
 
-IN_FLIGHT = 2  # batches queued on the device before the host waits for the oldest
 MOST_TOKENS = 131_072  # more brings nothing
 NARROW_ROWS = 1024  # rows of a narrowed layer's products
 BATCH_FLOPS = 1e14  # nor does a batch of more work than this
@@ -77,14 +64,19 @@ class PackedEngine:
         check_lengths(self.model, facts)
         self.steps = Steps(facts, facts.hidden_size, self.device)
         self.dimension = self.steps.dimension
-        self.pad = self.tokenizer.pad_token_id or 0
         self.compiled = compiled and self.varlen
         self.narrow = self.varlen and self.family.prenorm and self.steps.single is not None
         self._rounded = facts.dtype != "fp8"  # to float8, with the first batch
         if self._rounded:
             self._prepare_layers()
-        budget = tokens_per_batch or self._estimate()
-        self.tokens_per_batch = max(budget, *facts.max_length.values())
+        budget = max(tokens_per_batch or self._estimate(), *facts.max_length.values())
+        pad = self.tokenizer.pad_token_id or 0
+        self.pipeline: Pipeline[Part] = Pipeline(self.device, self.varlen, pad, budget)
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """Lower than at first where memory ran out."""
+        return self.pipeline.budget
 
     def encode(
         self,
@@ -102,28 +94,20 @@ class PackedEngine:
         return self._parts(tokeniser, texts, wanted)  # a mistake shows before anything is asked for
 
     def _parts(self, tokeniser: Tokeniser, texts: Iterable[str], wanted: Wanted) -> Iterator[Part]:
-        packer = (VarlenPacker if self.varlen else PaddedPacker)(
-            self.tokens_per_batch, tokeniser.limit
-        )
-        chunks = ahead(tokeniser.chunks(texts), 2)
-        laid = ahead(((batch, self._lay(batch)) for batch in _pack(chunks, packer)), 4)
-        running: deque[tuple[Batch, torch.Tensor, Any]] = deque()
-        for batch, arrays in laid:
+        def compute(batch: Batch, arrays: list[torch.Tensor]) -> list[torch.Tensor]:
             if not self._rounded:
                 self._to_fp8(batch, arrays, wanted)
-            for launched in self._launch(batch, arrays, packer, wanted):
-                running.append(launched)
-                while len(running) > IN_FLIGHT:
-                    yield self._finish(*running.popleft())
-        while running:
-            yield self._finish(*running.popleft())
+            return [self._run(batch, arrays, wanted)]
+
+        return self.pipeline.parts(tokeniser, texts, compute, self._finish)
 
     def _to_fp8(self, batch: Batch, arrays: list[torch.Tensor], wanted: Wanted) -> None:
         """Change the layers to float8, and note what that does to the vectors of this batch."""
         from .fp8 import replace_linear  # needs Triton
 
         before = self._run(batch, arrays, wanted).float()
-        replace_linear(layers_of(self.model), getattr(self.model.config, "hidden_act", None))
+        with torch.inference_mode(False):
+            replace_linear(layers_of(self.model), getattr(self.model.config, "hidden_act", None))
         after = self._run(batch, arrays, wanted).float()
         cosine = torch.nn.functional.cosine_similarity(before, after)
         self.remarks["fp8_effect"] = {
@@ -177,58 +161,13 @@ class PackedEngine:
         return model.to(self.device).eval()
 
     def _estimate(self) -> int:
-        """Tokens a batch: enough to fill the device, no more than fit."""
-        if not self.varlen:
-            return CUDA_BUDGET if self.device.type == "cuda" else CPU_BUDGET
-        config = self.model.config
-        wide = getattr(config, "intermediate_size", 0) or 4 * config.hidden_size
-        bytes_per_token = 4 * (10 * config.hidden_size + 4 * wide)
-        free, _ = torch.cuda.mem_get_info(self.device)
-        flops_per_token = 2 * sum(p.numel() for p in layers_of(self.model).parameters())
-        enough = max(16_384, BATCH_FLOPS / flops_per_token)
-        most = min(enough, MOST_TOKENS, 0.8 * free / bytes_per_token)
-        return 2 ** int(math.log2(max(most, 1)))
+        """Tokens a batch."""
+        if self.varlen:
+            return varlen_budget(self.model, self.device)
+        return CUDA_BUDGET if self.device.type == "cuda" else CPU_BUDGET
 
-    def _lay(self, batch: Batch) -> list[torch.Tensor]:
-        """The batch's arrays, in pinned memory where they go to a device."""
-        arrays = (varlen_arrays if self.varlen else padded_arrays)(batch, self.pad)
-        tensors = [torch.from_numpy(array) for array in arrays]
-        if self.device.type == "cpu":
-            return tensors
-        pinned = [torch.empty_like(tensor, pin_memory=True) for tensor in tensors]
-        for place, array in zip(pinned, arrays, strict=True):
-            # torch's own copy would keep a thread spinning on every core that tokenising needs.
-            place.numpy()[...] = array
-        return pinned
-
-    def _launch(
-        self, batch: Batch, arrays: list[torch.Tensor], packer: Packer, wanted: Wanted
-    ) -> Iterator[tuple[Batch, torch.Tensor, Any]]:
-        """Start the batch, in parts where it is larger than the budget or memory runs out."""
-        if batch.shape == packer.shape(batch.width):
-            try:
-                vectors = self._run(batch, arrays, wanted)
-            except torch.OutOfMemoryError:
-                self._halve(batch, packer)
-            else:
-                yield batch, *self._fetch(vectors)
-                return
-            torch.cuda.empty_cache()
-        for part in packer.split(batch):
-            yield from self._launch(part, self._lay(part), packer, wanted)
-
-    def _halve(self, batch: Batch, packer: Packer) -> None:
-        """Halve the budget; raises the error at hand when one sequence alone doesn't fit."""
-        if packer.budget // 2 < (packer.longest if self.varlen else batch.width):
-            raise
-        packer.budget //= 2
-        self.tokens_per_batch = packer.budget
-        print(f"out of memory: going on with {packer.budget} tokens a batch", file=sys.stderr)
-
-    @torch.inference_mode()
     def _run(self, batch: Batch, arrays: list[torch.Tensor], wanted: Wanted) -> torch.Tensor:
         """(n, kept) vectors of a batch's n sequences, on the device."""
-        arrays = [array.to(self.device, non_blocking=True) for array in arrays]
         run: Callable[..., torch.Tensor] = self._run_varlen if self.varlen else self._run_padded
         vectors = self.steps.finish(run(*arrays, batch, wanted.skipped))[:, : wanted.kept].float()
         if self.facts.normalize:
@@ -270,29 +209,22 @@ class PackedEngine:
     def _no_cache(self) -> dict[str, bool]:
         return {"use_cache": False} if self.family.decoder else {}
 
-    def _fetch(self, vectors: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        """Start the copy to the host; the event says when it is done."""
-        if self.device.type == "cpu":
-            return vectors, None
-        host = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
-        host.copy_(vectors, non_blocking=True)
-        done = torch.cuda.Event(blocking=True)
-        done.record()
-        return host, done
-
-    def _finish(self, batch: Batch, vectors: torch.Tensor, done: Any) -> Part:
-        if done is not None:
-            done.synchronize()
-        rows = batch.sequences.rows
-        found = vectors.numpy()
-        check_finite(found, rows, self.facts, self.precision)
-        return Part(rows, found, len(batch.sequences.ids), int(batch.sequences.truncated.sum()))
+    def _finish(self, batch: Batch, found: list[np.ndarray]) -> Part:
+        rows, (vectors,) = batch.sequences.rows, found
+        check_finite(vectors, rows, self.facts, self.precision)
+        return Part(rows, vectors, len(batch.sequences.ids), int(batch.sequences.truncated.sum()))
 
 
-def _pack(chunks: Iterable[Sequences], packer: Packer) -> Iterator[Batch]:
-    for chunk in chunks:
-        yield from packer.add(chunk)
-    yield from packer.flush()
+def varlen_budget(model: torch.nn.Module, device: torch.device) -> int:
+    """Tokens a batch without padding: enough to fill the device, no more than fit."""
+    config: Any = model.config
+    wide = getattr(config, "intermediate_size", 0) or 4 * config.hidden_size
+    bytes_per_token = 4 * (10 * config.hidden_size + 4 * wide)
+    free, _ = torch.cuda.mem_get_info(device)
+    flops_per_token = 2 * sum(p.numel() for p in layers_of(model).parameters())
+    enough = max(16_384, BATCH_FLOPS / flops_per_token)
+    most = min(enough, MOST_TOKENS, 0.8 * free / bytes_per_token)
+    return 2 ** int(math.log2(max(most, 1)))
 
 
 def layers_of(model: torch.nn.Module) -> torch.nn.ModuleList:

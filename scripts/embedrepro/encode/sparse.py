@@ -10,6 +10,7 @@ from sentence_transformers.util import select_max_active_dims
 
 from ..errors import UserError, printable
 from ..models.facts_table import Role
+from .batches import Batch
 from .facts import Facts
 from .features import ModuleEngine, Rows, architectures, listed_modules
 
@@ -40,21 +41,14 @@ class SparseEngine(ModuleEngine[SparsePart]):
 
     name = "sparse"
 
-    def __init__(
-        self,
-        facts: Facts,
-        device: str,
-        tokens_per_batch: int | None = None,
-        compiled: bool = False,
-    ) -> None:
-        super().__init__(facts, device, tokens_per_batch, compiled)
+    dimension: int
+
+    def _most_tokens(self) -> int:
         # Before a first text no module knows it.
         probe = self.model.encode(["a"], task="query", convert_to_sparse_tensor=False)
         self.dimension = int(probe.shape[-1])
-        if tokens_per_batch is None:
-            most = LOGITS if self.device.type == "cuda" else LOGITS // 8
-            fitting = 2 ** int(np.log2(max(1, most // self.dimension)))
-            self.tokens_per_batch = min(self.tokens_per_batch, fitting)
+        most = LOGITS if self.device.type == "cuda" else LOGITS // 8
+        return 2 ** int(np.log2(max(1, most // self.dimension)))
 
     def _load(self, model_kwargs: dict[str, Any]) -> SparseEncoder:
         refuse_untrained_sparse(self.facts)
@@ -84,29 +78,57 @@ class SparseEngine(ModuleEngine[SparsePart]):
         return {} if most is None else {"max_active_dims": most}
 
     def _part(self, features: dict[str, Any], batch: Rows, n: int) -> SparsePart:
+        vectors = self._vectors(features, n)
+        return sparse_part(vectors, batch, n, self.facts, self.precision.stored)
+
+    def _flat_tensors(self, features: dict[str, Any], n: int, used: int) -> list[torch.Tensor]:
+        return compressed(self._vectors(features, n), self.precision.stored)
+
+    def _flat_part(self, batch: Batch, arrays: list[np.ndarray]) -> SparsePart:
+        sequences = batch.sequences
+        counts = len(sequences.ids), int(sequences.truncated.sum())
+        return finished(sequences.rows, arrays, counts, self.facts)
+
+    def _vectors(self, features: dict[str, Any], n: int) -> torch.Tensor:
+        """(n, terms) float32."""
         vectors = features["sentence_embedding"][:n].float()
         vectors = select_max_active_dims(vectors, self.model.max_active_dims)
         if self.model.similarity_fn_name == "cosine":
             vectors = torch.nn.functional.normalize(vectors, dim=-1)
-        return sparse_part(vectors, batch, n, self.facts, self.precision.stored)
+        return vectors
+
+
+def compressed(vectors: torch.Tensor, stored: np.dtype) -> list[torch.Tensor]:
+    """`vectors` (n, terms) float32 as compressed rows, by row, then by term.
+
+    How many terms each row has, terms, weights, and whether all of a row's are finite.
+    """
+    rows, terms = vectors.nonzero().unbind(1)
+    weights = vectors[rows, terms].to(getattr(torch, stored.name))
+    lengths = torch.bincount(rows, minlength=len(vectors))
+    return [lengths, terms.int(), weights, torch.isfinite(vectors).all(1)]
+
+
+def finished(
+    rows: np.ndarray, arrays: list[np.ndarray], counts: tuple[int, int], facts: Facts
+) -> SparsePart:
+    """What `compressed` gave, on the host, as the part of `rows`; `counts`: tokens, texts cut."""
+    lengths, terms, weights, finite = arrays
+    if not finite.all():
+        raise UserError(
+            f"{printable(facts.model_id)}: text {rows[np.argmin(finite)]} has NaN or Inf in its "
+            "vector; try dtype: float32"
+        )
+    return SparsePart(rows, lengths, terms, weights, *counts)
 
 
 def sparse_part(
     vectors: torch.Tensor, batch: Rows, n: int, facts: Facts, stored: np.dtype
 ) -> SparsePart:
     """`vectors` (n, terms) float32 on any device as compressed rows."""
-    if not torch.isfinite(vectors).all():
-        row = batch.rows[int((~torch.isfinite(vectors)).any(1).nonzero()[0])]
-        raise UserError(
-            f"{printable(facts.model_id)}: text {row} has NaN or Inf in its vector; "
-            "try dtype: float32"
-        )
-    places = vectors.nonzero()  # by row, then by term
-    values = vectors[places[:, 0], places[:, 1]].cpu().numpy().astype(stored)
-    columns = places[:, 1].int().cpu().numpy()
-    lengths = np.bincount(places[:, 0].cpu().numpy(), minlength=n)
-    tokens, cut = int(batch.tokens[:n].sum()), int(batch.cut[:n].sum())
-    return SparsePart(batch.rows[:n], lengths, columns, values, tokens, cut)
+    arrays = [tensor.cpu().numpy() for tensor in compressed(vectors, stored)]
+    counts = int(batch.tokens[:n].sum()), int(batch.cut[:n].sum())
+    return finished(batch.rows[:n], arrays, counts, facts)
 
 
 def refuse_untrained_sparse(facts: Facts) -> None:
