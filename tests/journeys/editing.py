@@ -191,8 +191,13 @@ def evaluate(**keys: Any) -> Edit:
 
 
 def pins(world: World) -> dict[str, str]:
-    path = world.weights / "model.safetensors"
-    return {"model.safetensors": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return pins_of(world.weights)
+
+
+def pins_of(folder: Path | str) -> dict[str, str]:
+    """`sha256:` of a model's folder."""
+    weights = Path(folder, "model.safetensors").read_bytes()
+    return {"model.safetensors": hashlib.sha256(weights).hexdigest()}
 
 
 COLUMNS = ("model_id", "dataset", "split", "metric", "value", "protocol", "source", "tolerance")
@@ -233,7 +238,8 @@ CONFIG |= {
     "normalize": (model(normalize=False), NEW),
     "attention": (model(attention="causal"), TOLD),
     "end_token": (model(end_token="</s>"), TOLD),
-    "padding_side": (model(padding_side="left"), ANY),
+    # BERT's positions count from the left, so its vectors would depend on the padding: refused.
+    "padding_side": (model(padding_side="left"), TOLD),
     "query_prompt": (model(query_prompt="Find: "), NEW),
     "passage_prompt": (model(passage_prompt="Say: "), NEW),
     "max_length": (model(max_length=14), NEW),
@@ -398,7 +404,7 @@ OUTSIDE |= {
     "pooling's file": (lambda w: in_json(w.weights / "1_Pooling/config.json",
                        pooling_mode_cls_token=True, pooling_mode_mean_tokens=False), NEW),
     "the length's file": (lambda w: in_json(w.weights / "sentence_bert_config.json",
-                          max_seq_length=11), NEW),
+                          max_seq_length=14), NEW),
     "the tokenizer's file": (lambda w: in_json(w.weights / "tokenizer_config.json",
                              model_max_length=33), ANY),
     "a file beside the weights": (lambda w: (w.weights / "notes.log").write_text("x"), SAME),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import editing
 import oracle
 import pytest
 from drive import REPOSITORY, Results, environment, run, snakemake, write_config
@@ -129,7 +130,7 @@ EDITS = {
         lambda c: (move(c), c["datasets"][0].update(relevance_threshold=2)),
     ),
     "mirrors, with top_k": (
-        lambda c: None,
+        lambda c: c["models"][0].update(sha256=editing.pins_of(c["models"][0]["source"]["path"])),
         lambda c: (c["models"][0].update(mirrors=[{"wheel": "elsewhere==1.0"}]),
                    c.update(retrieve={"top_k": 3}),
                    c.update(evaluate={"metrics": ["nDCG@3"]})),

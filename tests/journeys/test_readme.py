@@ -24,7 +24,6 @@ ELSEWHERE = {
     ".venv/bin/python -m pip install --group cluster": "installs; tests/cluster runs it",
     ".venv/bin/snakemake --profile profiles/slurm": "needs Slurm and root; tests/cluster runs it",
 }
-EXPECTED_STATUS = {".venv/bin/python scripts/check_names.py Alibaba": 1}  # it found what breaks
 
 
 def fenced(language: str) -> list[str]:
@@ -145,12 +144,11 @@ def test_every_command_is_run_or_excused(place):
             continue  # the published number needs the published data
         if line.startswith("make reference"):
             one_row(place)
-        wanted = next((s for k, s in EXPECTED_STATUS.items() if line.startswith(k)), 0)
         if line.startswith("<repo>"):
             (folder / "my.yaml").write_bytes((clone / "my.yaml").read_bytes())
             line = line.replace("--configfile my.yaml", f"--configfile {folder}/my.yaml")
         done = shell(place, line)
-        assert done.status == wanted, done.told()
+        done.ok()
         looked_at(clone, line, done)
     assert not left, f"excused, but no longer in README: {left}"
 
@@ -178,6 +176,8 @@ def looked_at(clone, line: str, done: Done) -> None:
         assert row["verdict"].startswith("reproduced"), row
         assert float(row["measured"]) == pytest.approx(0.94357, abs=1e-5)
         assert "reproduced" in done.screen
+    elif "check_names.py Alibaba" in line:
+        assert "No module named 'transformers_modules.Alibaba-NLP.gte-Qwen2-1'" in done.screen
     elif line.startswith("make reference"):
         assert (clone / "results/mine/parity.json").is_file() or "parity" in done.screen
 

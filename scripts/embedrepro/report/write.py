@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation import published, significance, verdicts
-from ..files import atomic, json_text, read_json, remove, write_record
+from ..files import atomic, json_text, read_json, remove, whole, write_record
 from .collect import Report, collect, read_tsv
 from .html import html
 from .latex import latex
@@ -92,18 +92,22 @@ def show(folder: Path, rows: Sequence[Mapping[str, str]], results: Path) -> str:
     Files are linked, or copied to another file system. What an earlier view held goes.
     """
     with alone(results):
-        for name in [*VIEWED, "runs", "scores"]:
-            remove(results / name)
-        for source in sorted(folder.iterdir()):
-            place(source, results / source.name)
+        files = {source: results / source.name for source in sorted(folder.iterdir())}
         for row in rows:
             if not Path(row["scores"]).exists():
                 continue
             where = Path(row["dataset"], row["split"])
             base = results / "scores" / where / row["model"]
-            place(Path(row["run"]), results / "runs" / where / f"{row['model']}.trec")
-            place(Path(row["scores"]), base.with_name(f"{base.name}.json"))
-            place(Path(row["per_query"]), base.with_name(f"{base.name}.per_query.tsv"))
+            files[Path(row["run"])] = results / "runs" / where / f"{row['model']}.trec"
+            files[Path(row["scores"])] = base.with_name(f"{base.name}.json")
+            files[Path(row["per_query"])] = base.with_name(f"{base.name}.per_query.tsv")
+        for source, target in files.items():
+            if not shown(source, target):
+                whole(source)
+        for name in [*VIEWED, "runs", "scores"]:
+            remove(results / name)
+        for source, target in files.items():
+            place(source, target)
     text = (folder / "summary.txt").read_text(encoding="utf-8")
     return f"{text}Report: {results / 'report.html'}"
 
@@ -118,6 +122,16 @@ def alone(results: Path) -> Any:
     from ..models.by_id import lock
 
     return lock(results / ".lock")
+
+
+def shown(source: Path, target: Path) -> bool:
+    """Whether `target` is `source` already, unchanged since that got its digest."""
+    try:
+        record = Path(f"{source}.sha256").stat()
+        found = source.stat()
+        return target.samefile(source) and found.st_mtime_ns <= record.st_mtime_ns
+    except OSError:
+        return False
 
 
 def place(source: Path, target: Path) -> None:

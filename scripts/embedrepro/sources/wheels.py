@@ -58,6 +58,8 @@ def download_wheels(pins: list[str], folder: Path) -> list[Path]:
     )
     if done.returncode != 0:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
+        # pip's last word is then that there is no such version.
+        errors += re.findall(r"connection broken by (.+)", done.stderr)[-1:]
         reason = errors[-1] if errors else f"exit status {done.returncode}"
         raise Unreachable(f"pip: {printable(reason.removeprefix('ERROR: '), 300)}")
     return [_wheel_of(pin, folder) for pin in pins]
