@@ -3,13 +3,10 @@
 import json
 from pathlib import Path
 
-import pytest
 import torch
 import transformers
-from embedrepro.encode import attention, features, flat
 from embedrepro.encode.facts import Facts
 from embedrepro.search import job, kinds
-from encode_models import attend_each
 from safetensors.torch import load_file, save_file
 from sentence_transformers import MultiVectorEncoder, SparseEncoder
 from sentence_transformers.base.modules import Dense, Normalize, Router, Transformer
@@ -182,22 +179,6 @@ def m3(folder: Path) -> Path:
     for name, rows in (("sparse_linear", 1), ("colbert_linear", 32)):
         torch.save(torch.nn.Linear(32, rows).state_dict(), folder / f"{name}.pt")
     return folder
-
-
-def lay_end_to_end(monkeypatch: pytest.MonkeyPatch, budget: int) -> list[object]:
-    """Passages as on CUDA in half precision, by plain arithmetic; returns the requests so run."""
-    ran: list[object] = []
-    parts = flat.Flat.parts
-
-    def noted(self: flat.Flat, *given: object) -> object:
-        ran.append(given)
-        return parts(self, *given)
-
-    monkeypatch.setattr(flat.Flat, "parts", noted)
-    monkeypatch.setattr(features.ModuleEngine, "_can_varlen", lambda self: True)
-    monkeypatch.setattr(attention, "varlen_attn", attend_each)
-    monkeypatch.setattr(flat, "varlen_budget", lambda trunk, device: budget)
-    return ran
 
 
 def facts(folder: Path, **given: object) -> Facts:

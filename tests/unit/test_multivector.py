@@ -15,7 +15,8 @@ from embedrepro.errors import UserError
 from embedrepro.search import maxsim
 from embedrepro.search.runs import write_run
 from embedrepro.vectors.multivector import TokenVectors, TokenWriter
-from format_models import bert, colbert, facts, lay_end_to_end, pylate, run_bytes, stanford, texts
+from end_to_end import lay_end_to_end
+from format_models import bert, colbert, facts, pylate, run_bytes, stanford, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import MultiVectorEncoder

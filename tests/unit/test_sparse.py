@@ -16,12 +16,12 @@ from embedrepro.search import sparse as search
 from embedrepro.vectors import ragged
 from embedrepro.vectors.dense import sidecar
 from embedrepro.vectors.sparse import SparseVectors, SparseWriter
+from end_to_end import lay_end_to_end
 from format_models import (
     LENGTHS,
     bert,
     facts,
     inference_free,
-    lay_end_to_end,
     run_bytes,
     splade,
     texts,

@@ -35,6 +35,7 @@ EMPTY = -1e9
 BLOCK = {"cpu": 2**15, "cuda": 2**18}  # token vectors of a block of documents
 PRODUCTS = {"cpu": 2**22, "cuda": 2**28}  # float32 products held at a time
 EXACT = {"cpu": 2**22, "cuda": 2**26}  # numbers of documents scored exactly at a time
+READERS = 3  # blocks that are read ahead, each by a thread: one is slower than a device
 UNIT = {"cpu": 2.0**-24, "cuda": 2.0**-22}  # see `scan`
 
 
@@ -107,28 +108,36 @@ class Documents:
     def blocks(self) -> Iterator[Block]:
         """All documents; a block holds at least one."""
         spans = list(zip(self._cuts, self._cuts[1:], strict=False))
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(READERS + 1) as pool:
             check = None if self.shard.verified else pool.submit(self.shard.verify)
-            ahead = pool.submit(self._read, *spans[0])
+            read = [pool.submit(self._read, *span) for span in spans[:READERS]]
             for number, (start, stop) in enumerate(spans):
-                host = ahead.result()
-                if number + 1 < len(spans):
-                    ahead = pool.submit(self._read, *spans[number + 1])
-                yield self._block(start, stop, host)
+                if number + READERS < len(spans):
+                    read.append(pool.submit(self._read, *spans[number + READERS]))
+                yield self._block(start, stop, read.pop(0).result())
             if check:
                 check.result()
 
-    def _read(self, start: int, stop: int) -> np.ndarray | None:
-        done = self._resident is not None and start in self._norms
-        return None if done else self.shard.block(start, stop)
+    def _read(self, start: int, stop: int) -> torch.Tensor | None:
+        """Vectors of rows [start, stop), in pinned memory where they go to a device."""
+        if self._resident is not None and start in self._norms:
+            return None
+        first, last = int(self.shard.offsets[start]), int(self.shard.offsets[stop])
+        found = torch.empty(
+            (last - first, self.shard.dimension),
+            dtype=getattr(torch, str(self.shard.fields["tokens"].dtype)),
+            pin_memory=self.device == "cuda",
+        )
+        self.shard.items("tokens", first, last, found.numpy())
+        return found
 
-    def _block(self, start: int, stop: int, host: np.ndarray | None) -> Block:
+    def _block(self, start: int, stop: int, host: torch.Tensor | None) -> Block:
         first, last = int(self.shard.offsets[start]), int(self.shard.offsets[stop])
         if host is None:
             assert self._resident is not None
             tokens = self._resident[first:last]
         else:
-            tokens = torch.from_numpy(host).to(self.device)
+            tokens = host.to(self.device, non_blocking=True)
             if self._keep:
                 if self._resident is None:
                     shape = (int(self.shard.offsets[-1]), self.shard.dimension)

@@ -235,16 +235,19 @@ class Ragged:
                 raise damaged(place, "its bytes are not those that its sidecar lists", self.path)
         self.verified = True
 
-    def items(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Items [start, stop) of a field, counted over all rows, read into memory."""
+    def items(self, name: str, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Items [start, stop) of a field, counted over all rows, read into `out` or memory."""
         field = self.fields[name]
-        place = file_of(self.path, name, self.main)
-        count = (stop - start) * int(np.prod(field.item, dtype=np.int64))
-        begin = self.begin(name) + start * field.bytes
-        found = np.fromfile(place, field.dtype, count, offset=begin)
-        if len(found) != count:
-            raise damaged(place, "ends early", self.path)
-        return found.reshape(stop - start, *field.item)
+        found = np.empty((stop - start, *field.item), field.dtype) if out is None else out
+        view = found.reshape(-1).view(np.uint8).data
+        with open(file_of(self.path, name, self.main), "rb", buffering=0) as file:
+            file.seek(self.begin(name) + start * field.bytes)
+            while view:
+                count = file.readinto(view)
+                if not count:
+                    raise damaged(self.path, "ends early")
+                view = view[count:]
+        return found
 
     def gather(self, name: str, rows: np.ndarray) -> np.ndarray:
         """A field's items of `rows` (n,), laid end to end in that order."""
