@@ -56,7 +56,7 @@ test: .venv/test.ok
 test-all: .venv/test.ok
 	$(BIN)/pytest -n 2 --dist loadfile
 
-# Whole workflows from config files and the README's commands to result files; half an hour.
+# Whole workflows from config files and the README's commands to result files; fifty minutes.
 test-journeys: .venv/test.ok
 	$(BIN)/pytest tests/journeys -n 2 --dist loadfile -m journey
 
