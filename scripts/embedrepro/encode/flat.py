@@ -57,8 +57,9 @@ def family_of(model: Any, facts: Facts) -> Family | None:
 
 
 class Flat:
-    """`fixed`: features that are the same for all texts. `pooled`: the model makes one vector a
-    text, from batches that say where each begins. `most`: tokens that a batch may have.
+    """Runs `model` so. `most`: tokens that a batch may have.
+
+    `pooled`: the model makes one vector a text, from batches that say where each begins.
     """
 
     def __init__(self, model: Any, facts: Facts, family: Family, most: int | None) -> None:

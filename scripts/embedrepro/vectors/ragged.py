@@ -7,6 +7,7 @@ and one sidecar `x.json` with the digests of them all. `x.npy` gets its name las
 
 import os
 import secrets
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -239,15 +240,18 @@ class Ragged:
         """Items [start, stop) of a field, counted over all rows, read into `out` or memory."""
         field = self.fields[name]
         found = np.empty((stop - start, *field.item), field.dtype) if out is None else out
-        view = found.reshape(-1).view(np.uint8).data
         with open(file_of(self.path, name, self.main), "rb", buffering=0) as file:
-            file.seek(self.begin(name) + start * field.bytes)
-            while view:
-                count = file.readinto(view)
-                if not count:
-                    raise damaged(self.path, "ends early")
-                view = view[count:]
+            self._fill(file, found, self.begin(name) + start * field.bytes)
         return found
+
+    def _fill(self, file: FileIO, found: np.ndarray, place: int) -> None:
+        """Read what lies at byte `place` of a file into `found`."""
+        view = found.reshape(-1).view(np.uint8).data
+        while view:
+            count = os.preadv(file.fileno(), [view], place)
+            if not count:
+                raise damaged(Path(file.name), "ends early", self.path)
+            view, place = view[count:], place + count
 
     def gather(self, name: str, rows: np.ndarray) -> np.ndarray:
         """A field's items of `rows` (n,), laid end to end in that order."""
@@ -257,12 +261,7 @@ class Ragged:
         with open(file_of(self.path, name, self.main), "rb", buffering=0) as file:
             start = 0
             for row, stop in zip(rows.tolist(), ends.tolist(), strict=True):
-                view = found[start:stop].reshape(-1).view(np.uint8).data
                 place = self.begin(name) + int(self.offsets[row]) * field.bytes
-                while view:
-                    count = os.preadv(file.fileno(), [view], place)
-                    if not count:
-                        raise damaged(self.path, "ends early")
-                    view, place = view[count:], place + count
+                self._fill(file, found[start:stop], place)
                 start = stop
         return found
