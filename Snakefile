@@ -6,6 +6,7 @@ min_version("9.27")
 
 
 include: "rules/common.smk"
+include: "rules/starting.smk"
 include: "rules/showing.smk"
 include: "rules/download.smk"
 include: "rules/prepare.smk"
@@ -32,6 +33,10 @@ rule all:
         "envs/data.yaml"
     shell:
         show() + " 2>&1 | tee {log:q}"
+
+
+onstart:
+    start_server()
 
 
 onerror:

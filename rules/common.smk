@@ -1,7 +1,6 @@
 # The plan of the config, the targets, and the one helper by which a job of the plan becomes a rule.
 import json
 import os
-import shlex
 import sys
 from pathlib import Path
 
@@ -12,7 +11,6 @@ if str(REPOSITORY / "scripts") not in sys.path:
     sys.path.insert(0, str(REPOSITORY / "scripts"))
 
 from embedrepro.errors import UserError, printable
-from embedrepro.plan.jobs import SCRIPTS
 from embedrepro.plan.build import build_plan, read_config
 from embedrepro.plan.plan import write_plan
 
@@ -27,10 +25,6 @@ except UserError as error:
     print(f"error: {printable(error, 2000)}", file=sys.stderr, flush=True)
     sys.exit(2)
 
-# Environments bring a python of their own; without them it is the one that runs Snakemake.
-DEPLOYED = bool(workflow.deployment_settings.deployment_method)
-PYTHON = "python" if DEPLOYED else shlex.quote(sys.executable)
-FOLDER = shlex.quote(str(REPOSITORY / "scripts"))
 PLAN_FILE = write_plan(PLAN, ".embed-repro")
 
 # What a job with a GPU asks for besides, as JSON: set by a cluster's profile, which can name no job.
@@ -51,14 +45,6 @@ def inputs(job):
 def products(job):
     """update(): Snakemake would delete what another workflow on the same store makes meanwhile."""
     return [update(f) for f in PLAN.wanted(job, CARRIED)]
-
-
-def command(job):
-    """What a job runs; everything it needs stands in the plan."""
-    share = " --shared" if job.shared else ""
-    slot = f"{PYTHON} {FOLDER}/gpu_slot.py {job.gpu}{share} -- " if job.gpu else ""
-    python = shlex.quote(job.python) if job.python else PYTHON
-    return f"{slot}{python} {FOLDER}/{SCRIPTS[job.rule]}.py --plan {PLAN_FILE} --job {job.name}"
 
 
 def log_of(job):

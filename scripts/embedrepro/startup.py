@@ -1,8 +1,17 @@
-"""Imports that take seconds, in less of them."""
+"""Imports that take seconds, in less of them, or beside something else."""
 
 import gc
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+THREADS = ("OMP_NUM", "GOTO_NUM", "OPENBLAS_NUM", "MKL_NUM", "VECLIB_MAXIMUM", "NUMEXPR_NUM")
 
 
 @contextmanager
@@ -18,3 +27,35 @@ def uncollected() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def forkserver_path() -> str:
+    """A new name for a forkserver's socket."""
+    return f"{tempfile.gettempdir()}/embedrepro-{secrets.token_hex(8)}.socket"
+
+
+def start_forkserver(path: str, threads: int) -> subprocess.Popen[bytes] | None:
+    """Start `forkserver.py`, which ends with this process; None where it can't be had.
+
+    Then `forked.py` does without. `threads`: of the jobs that will ask, as Snakemake tells them.
+    """
+    if not hasattr(os, "pidfd_open"):
+        return None
+    counts = {f"{name}_THREADS": str(threads) for name in THREADS}
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as listener:
+        before = os.umask(0o077)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(before)
+        listener.listen(64)
+        number = listener.fileno()
+        return subprocess.Popen(
+            [sys.executable, str(Path(__file__).parents[1] / "forkserver.py"), str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[number],
+            env=os.environ | counts,
+        )
+    return None

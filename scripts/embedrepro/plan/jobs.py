@@ -72,6 +72,7 @@ SCRIPTS = {
     "reference": "run_reference",
 }
 
+FORKED = ("preflight", "encode", "search", "refine", "rerank")  # rules that import torch
 LOADING = ("stage", "preflight", "encode", "refine", "rerank")  # rules that load a model
 # rule: (gpu, threads, mem_mb, minutes)
 RESOURCES = {

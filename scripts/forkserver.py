@@ -1,0 +1,199 @@
+"""Import once what all jobs on models import, and fork for each job: forkserver.py SOCKET-NUMBER
+
+Started by the workflow when it begins, so that the imports, which take seconds, run beside
+downloads and preparation. A job is the same as in a process of its own: it gets the streams,
+working directory and environment of its `forked.py`. Whoever asks in another environment than that
+of the imports is sent away, and starts as usual. Ends with its standard input, when the last job
+has ended.
+"""
+
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import runpy
+import select
+import selectors
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is told not to
+
+from embedrepro.startup import uncollected
+
+# The longest first. What touches a device may not be here: a fork can't use it again.
+MODULES = (
+    "torch",
+    "transformers",
+    "embedrepro.encode.packed",
+    "transformers.modeling_utils",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "embedrepro.encode.job",
+    "embedrepro.models.examination",
+    "embedrepro.models.preflight",
+    "embedrepro.plan.refining",
+    "embedrepro.search.kinds",
+    "embedrepro.plan.tasks",
+)
+# Read when they are needed, or by nobody: they may differ.
+FREE = ("CUDA_VISIBLE_DEVICES", "TMPDIR", "TMP", "TEMP", "TEMPDIR", "PWD", "OLDPWD", "SHLVL", "_")
+LIFELINE = 0  # standard input: the workflow holds its other end
+DIES_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
+
+Request = dict[str, Any]
+
+
+def given() -> dict[str, str]:
+    """The environment in which modules are imported."""
+    return {name: value for name, value in os.environ.items() if name not in FREE}
+
+
+def ended() -> bool:
+    return bool(select.select([LIFELINE], [], [], 0)[0])
+
+
+@uncollected()
+def import_all() -> bool:
+    """False if the workflow ended meanwhile, or something can't be imported: a job will say so."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # as jobs on models have it before they import
+    for name in MODULES:
+        if ended():
+            return False
+        try:
+            importlib.import_module(name)
+        except Exception:
+            return False
+    return True
+
+
+class Server:
+    """Forks for each request that comes in at `listener`, until the workflow ends."""
+
+    def __init__(self, listener: socket.socket, environment: dict[str, str]) -> None:
+        self.listener, self.environment, self.number = listener, environment, os.getpid()
+        self.jobs: dict[int, socket.socket] = {}  # who asked for each process
+        self.libc = ctypes.CDLL(None)
+        self.selector = selectors.DefaultSelector()
+        self.on(listener, self.accept)
+        self.on(LIFELINE, self.close)
+
+    def on(self, file: socket.socket | int, act: Callable[[], Request | None]) -> None:
+        self.selector.register(file, selectors.EVENT_READ, act)
+
+    def run(self) -> Request | None:
+        """In a fork its request; in the server None, when the last job has ended."""
+        while self.selector.get_map():
+            for key, _ in self.selector.select():
+                request: Request | None = key.data()
+                if request:
+                    return request
+        return None
+
+    def close(self) -> None:
+        for file in (LIFELINE, self.listener):
+            self.selector.unregister(file)
+        self.listener.close()
+
+    def accept(self) -> Request | None:
+        connection, _ = self.listener.accept()
+        found = receive(connection, self.environment)
+        if found is None:
+            connection.close()
+            return None
+        request, streams = found
+        process = os.fork()
+        if process == 0:
+            self.libc.prctl(DIES_WITH_PARENT, signal.SIGKILL)
+            if os.getppid() != self.number:
+                os._exit(1)
+            self.selector.close()
+            for other in (self.listener, connection, *self.jobs.values()):
+                other.close()
+            for number, stream in enumerate(streams):
+                os.dup2(stream, number)
+                os.close(stream)
+            return request
+        for stream in streams:
+            os.close(stream)
+        descriptor = os.pidfd_open(process)
+        self.jobs[process] = connection
+        self.on(connection, partial(self.kill, process))
+        self.on(descriptor, partial(self.reap, process, descriptor))
+        with contextlib.suppress(OSError):
+            connection.sendall(b"+")
+        return None
+
+    def kill(self, process: int) -> None:
+        """Who asked for it was killed."""
+        if process in self.jobs:
+            self.selector.unregister(self.jobs[process])
+            os.kill(process, signal.SIGKILL)
+
+    def reap(self, process: int, descriptor: int) -> None:
+        self.selector.unregister(descriptor)
+        os.close(descriptor)
+        status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        with self.jobs.pop(process) as connection:
+            with contextlib.suppress(KeyError):  # killed before
+                self.selector.unregister(connection)
+            with contextlib.suppress(OSError):
+                connection.sendall(b"%d" % status)
+
+
+def receive(
+    connection: socket.socket, environment: dict[str, str]
+) -> tuple[Request, list[int]] | None:
+    """A request and its three streams; None if it isn't one for this server."""
+    connection.settimeout(5)
+    try:
+        _, numbers, *_ = socket.recv_fds(connection, 1, 4)
+        if not numbers:
+            return None
+        with os.fdopen(numbers[0], "rb") as file:
+            file.seek(0)
+            request = json.load(file)
+    except (OSError, ValueError):
+        return None
+    asked = {name: value for name, value in request["environment"].items() if name not in FREE}
+    if asked != environment:
+        for stream in numbers[1:]:
+            os.close(stream)
+        return None
+    return request, list(numbers[1:])
+
+
+def become(request: Request) -> None:
+    """Run the script as a process of its own would."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["cwd"])
+    os.umask(request["umask"])
+    sys.argv = request["argv"]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def main() -> None:
+    listener = socket.socket(fileno=int(sys.argv[1]))
+    path = Path(listener.getsockname())
+    server = os.getpid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the jobs
+    environment = given()
+    try:
+        request = Server(listener, environment).run() if import_all() else None
+    finally:
+        if os.getpid() == server:
+            path.unlink(missing_ok=True)
+    if request:
+        become(request)
+
+
+if __name__ == "__main__":
+    main()
