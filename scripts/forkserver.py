@@ -1,10 +1,10 @@
-"""Import once what all jobs on models import, and fork for each job: forkserver.py SOCKET-NUMBER
+"""Import once what all jobs on models import, and fork for each job: forkserver.py SOCKET MODULE…
 
-Started by the workflow when it begins, so that the imports, which take seconds, run beside
-downloads and preparation. A job is the same as in a process of its own: it gets the streams,
-working directory and environment of its `forked.py`. Whoever asks in another environment than that
-of the imports is sent away, and starts as usual. Ends with its standard input, when the last job
-has ended.
+Started by the workflow when it begins, with the number of a listening socket, so that the imports,
+which take seconds, run beside downloads and preparation. A job is the same as in a process of its
+own: it gets the streams, working directory and environment of its `forked.py`. Whoever asks in
+another environment than that of the imports is sent away, and starts as usual. Ends with its
+standard input, when the last job has ended.
 """
 
 import contextlib
@@ -27,21 +27,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is
 
 from embedrepro.startup import uncollected
 
-# The longest first. What touches a device may not be here: a fork can't use it again.
-MODULES = (
-    "torch",
-    "transformers",
-    "embedrepro.encode.packed",
-    "transformers.modeling_utils",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.tokenization_auto",
-    "embedrepro.encode.job",
-    "embedrepro.models.examination",
-    "embedrepro.models.preflight",
-    "embedrepro.plan.refining",
-    "embedrepro.search.kinds",
-    "embedrepro.plan.tasks",
-)
 # Read when they are needed, or by nobody: they may differ.
 FREE = ("CUDA_VISIBLE_DEVICES", "TMPDIR", "TMP", "TEMP", "TEMPDIR", "PWD", "OLDPWD", "SHLVL", "_")
 LIFELINE = 0  # standard input: the workflow holds its other end
@@ -60,10 +45,10 @@ def ended() -> bool:
 
 
 @uncollected()
-def import_all() -> bool:
+def import_all(names: list[str]) -> bool:
     """False if the workflow ended meanwhile, or something can't be imported: a job will say so."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # as jobs on models have it before they import
-    for name in MODULES:
+    for name in names:
         if ended():
             return False
         try:
@@ -187,7 +172,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the jobs
     environment = given()
     try:
-        request = Server(listener, environment).run() if import_all() else None
+        request = Server(listener, environment).run() if import_all(sys.argv[2:]) else None
     finally:
         if os.getpid() == server:
             path.unlink(missing_ok=True)

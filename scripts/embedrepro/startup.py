@@ -7,10 +7,25 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+# The longest first. What touches a device may not be here: a fork can't use it again.
+MODULES = (
+    "torch",
+    "transformers",
+    "embedrepro.encode.packed",
+    "transformers.modeling_utils",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "embedrepro.encode.job",
+    "embedrepro.models.examination",
+    "embedrepro.models.preflight",
+    "embedrepro.plan.refining",
+    "embedrepro.search.kinds",
+    "embedrepro.plan.tasks",
+)
 THREADS = ("OMP_NUM", "GOTO_NUM", "OPENBLAS_NUM", "MKL_NUM", "VECLIB_MAXIMUM", "NUMEXPR_NUM")
 
 
@@ -34,13 +49,16 @@ def forkserver_path() -> str:
     return f"{tempfile.gettempdir()}/embedrepro-{secrets.token_hex(8)}.socket"
 
 
-def start_forkserver(path: str, threads: int) -> subprocess.Popen[bytes] | None:
+def start_forkserver(
+    path: str, threads: int, modules: Sequence[str] = MODULES
+) -> subprocess.Popen[bytes] | None:
     """Start `forkserver.py`, which ends with this process; None where it can't be had.
 
     Then `forked.py` does without. `threads`: of the jobs that will ask, as Snakemake tells them.
     """
     if not hasattr(os, "pidfd_open"):
         return None
+    program = Path(__file__).parents[1] / "forkserver.py"
     counts = {f"{name}_THREADS": str(threads) for name in THREADS}
     with suppress(OSError), socket.socket(socket.AF_UNIX) as listener:
         before = os.umask(0o077)
@@ -51,7 +69,7 @@ def start_forkserver(path: str, threads: int) -> subprocess.Popen[bytes] | None:
         listener.listen(64)
         number = listener.fileno()
         return subprocess.Popen(
-            [sys.executable, str(Path(__file__).parents[1] / "forkserver.py"), str(number)],
+            [sys.executable, str(program), str(number), *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -24,7 +24,7 @@ import torch
 seen = {
     "arguments": sys.argv[1:], "folder": os.getcwd(), "input": sys.stdin.read(),
     "environment": dict(os.environ), "threads": torch.get_num_threads(),
-    "name": __name__, "file": __file__, "random": torch.rand(1).item(),
+    "name": __name__, "file": __file__,
 }
 print(json.dumps([early, seen]))
 print("told", file=sys.stderr)
@@ -36,15 +36,15 @@ time.sleep(float(sys.argv[2]))
 """
 
 
-def started(path):
+def started(path, *modules):
     os.environ.pop(OWN, None)
-    return start_forkserver(path, 2)
+    return start_forkserver(path, 2, modules)
 
 
 @pytest.fixture(scope="module")
 def server():
     path = forkserver_path()
-    process = started(path)
+    process = started(path, "torch")
     yield path
     process.stdin.close()
     assert process.wait(60) == 0
@@ -129,7 +129,7 @@ def test_without_a_server_it_is_a_process_of_its_own(tmp_path):
 
 def test_a_job_outlives_the_workflow_and_the_server_waits_for_it(tmp_path):
     path = forkserver_path()
-    process = started(path)
+    process = started(path, "json")
     began = tmp_path / "began"
     job = forked(path, script(tmp_path, WAIT), str(began), "2")
     while not began.exists():
@@ -143,7 +143,7 @@ def test_a_job_outlives_the_workflow_and_the_server_waits_for_it(tmp_path):
 
 def test_a_server_that_is_killed_takes_its_jobs_along(tmp_path):
     path = forkserver_path()
-    process = started(path)
+    process = started(path, "json")
     began = tmp_path / "began"
     job = forked(path, script(tmp_path, WAIT), str(began), "60")
     while not began.exists():
@@ -158,7 +158,7 @@ def test_a_server_that_is_killed_takes_its_jobs_along(tmp_path):
 
 def test_a_workflow_that_ends_at_once_leaves_nothing(tmp_path):
     path = forkserver_path()
-    process = started(path)
+    process = started(path, "json")
     process.stdin.close()
     assert process.wait(30) == 0
     assert not Path(path).exists()
