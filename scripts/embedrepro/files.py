@@ -1,6 +1,7 @@
 """Files that exist are whole: written under a temporary name, renamed, and checked when read."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -58,6 +59,25 @@ def _replace_folder(temporary: Path, path: Path) -> None:
         with suppress(FileNotFoundError):
             os.replace(path, replaced)
         remove(replaced)
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold an exclusive lock on the file `path`, made when missing; whether this process has it.
+
+    Without `wait` it may be another's. The kernel drops it when its holder dies. Where a file
+    system has no locks, as on some clusters, every process has it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        ours = True
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            ours = False
+        except OSError:
+            pass
+        yield ours
 
 
 def remove(path: Path) -> None:

@@ -6,13 +6,14 @@ is a lock, so the kernel drops it when its holder dies. Where a file system has 
 processes hold one all the same, a piece is made twice: the same bytes, renamed when whole.
 """
 
-import fcntl
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
+
+from ..files import locked
 
 POLL = 0.5  # seconds between looks for a piece that another process has claimed
 HELP_SECONDS = 1800.0  # after so long a process takes up no more of other jobs' pieces
@@ -24,22 +25,13 @@ Work = TypeVar("Work")
 @contextmanager
 def claim(output: Path) -> Iterator[bool]:
     """Whether `output` is this process's to make, until the context ends."""
-    output.parent.mkdir(parents=True, exist_ok=True)
     path = output.with_name(f".{output.name}.claim")
-    with open(path, "w") as file:
+    with locked(path, wait=False) as ours:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError:  # no locks here
-            yield True
-            return
-        try:
-            yield True
+            yield ours
         finally:
-            with suppress(FileNotFoundError):
-                path.unlink()
+            if ours:
+                path.unlink(missing_ok=True)
 
 
 def share(

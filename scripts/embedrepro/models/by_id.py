@@ -1,14 +1,11 @@
 """Staged folders under their models' own names, and the table of both."""
 
-import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, printable
-from ..files import atomic, write_text
+from ..files import atomic, locked, write_text
 
 
 def register(record: dict[str, Any], staged: Path, root: Path) -> None:
@@ -18,7 +15,7 @@ def register(record: dict[str, Any], staged: Path, root: Path) -> None:
     if any(part in ("", ".", "..") or not part.isprintable() for part in parts):
         raise UserError(f"{printable(record['id'])}: not a model id")
     place = root.joinpath("by_id", *parts)
-    with lock(root / "names.tsv.lock"):
+    with locked(root / "names.tsv.lock"):
         try:
             with atomic(place) as temporary:
                 temporary.symlink_to(os.path.relpath(staged, place.parent))
@@ -36,12 +33,3 @@ def merged_names(path: Path, row: list[str]) -> str:
     rows = [line.split("\t") for line in lines]
     rows = [old for old in rows if (old[0], old[3]) != (row[0], row[3])]
     return "".join("\t".join(cells) + "\n" for cells in [header, *sorted([*rows, row])])
-
-
-@contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path` (made when missing)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

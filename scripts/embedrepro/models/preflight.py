@@ -120,7 +120,7 @@ def own_code(staged: Path, record: dict[str, Any], put: Prompts) -> list[Finding
         view = Path(scratch) / re.sub(r"^\.tmp-[0-9a-f]+-", "", staged.name)
         view.symlink_to(staged)
         child = start(view, Path(scratch) / "modules1", threads, "--put", json.dumps(put))
-        import_libraries()  # meanwhile: this process needs them as well
+        import_transformers()  # meanwhile: this process needs them as well
         answer = finish(child)
         if "error" in answer:
             return [finding("load", False, answer["error"])]
@@ -136,7 +136,7 @@ def own_code(staged: Path, record: dict[str, Any], put: Prompts) -> list[Finding
     return [*answer["findings"], finding("repeat", same, detail)]
 
 
-def import_libraries() -> None:
+def import_transformers() -> None:
     from transformers import AutoTokenizer, PreTrainedModel  # noqa: F401
 
 

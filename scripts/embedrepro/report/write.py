@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation import published, significance, verdicts
-from ..files import atomic, json_text, read_json, remove, whole, write_record
+from ..files import atomic, json_text, locked, read_json, remove, whole, write_record
 from .collect import Report, collect, read_tsv
 from .html import html
 from .latex import latex
@@ -91,7 +91,7 @@ def show(folder: Path, rows: Sequence[Mapping[str, str]], results: Path) -> str:
 
     Files are linked, or copied to another file system. What an earlier view held goes.
     """
-    with alone(results):
+    with locked(results / ".lock"):
         files = {source: results / source.name for source in sorted(folder.iterdir())}
         for row in rows:
             if not Path(row["scores"]).exists():
@@ -115,13 +115,6 @@ def show(folder: Path, rows: Sequence[Mapping[str, str]], results: Path) -> str:
 VIEWED = ("report.html", "report.md", "report.tex", "metrics.tsv", "verdicts.tsv", "speed.tsv")
 VIEWED += ("summary.txt", "comparisons.json", "parity.json", "provenance.json")
 VIEWED += ("why.tsv",)
-
-
-def alone(results: Path) -> Any:
-    """A view is made by one process at a time."""
-    from ..models.by_id import lock
-
-    return lock(results / ".lock")
 
 
 def shown(source: Path, target: Path) -> bool:

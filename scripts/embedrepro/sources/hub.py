@@ -3,7 +3,6 @@
 `download_model` tries the source, then its mirrors, checks what came and writes a manifest.
 """
 
-import fcntl
 import os
 import shutil
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, about, printable
-from ..files import atomic, digest, read_json, remove, write_record
+from ..files import atomic, digest, locked, read_json, remove, write_record
 from ..names import check_id
 from .code import fetch_code
 from .snapshot import (
@@ -105,15 +104,13 @@ def check_replaceable(output: Path, names: Container[str]) -> None:
 @contextmanager
 def alone(scratch: Path) -> Iterator[None]:
     """Hold the lock of a partial download: two processes must not write to one folder."""
-    scratch.parent.mkdir(parents=True, exist_ok=True)
-    with open(scratch.with_name(f"{scratch.name}.lock"), "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{scratch.name}: another process is fetching it; waiting", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:  # some cluster file systems are mounted without locks
-            print(f"{scratch.parent}: no file locks here ({error.strerror})", file=sys.stderr)
+    path = scratch.with_name(f"{scratch.name}.lock")
+    with locked(path, wait=False) as ours:
+        if ours:
+            yield
+            return
+    print(f"{scratch.name}: another process is fetching it; waiting", file=sys.stderr)
+    with locked(path):
         yield
 
 
