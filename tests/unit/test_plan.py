@@ -15,6 +15,7 @@ from embedrepro.plan.compile import compile_plan
 from embedrepro.plan.config import absolute_paths, read_experiment
 from embedrepro.plan.keys import RECIPE
 from embedrepro.plan.plan import read_plan, write_plan
+from embedrepro.plan.show import overview
 from helpers import REPOSITORY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -29,6 +30,7 @@ KNOWN_DATASETS = Registry(
             "splits": {"test": "test"},
             "instruction": "Find evidence",
             "documents": 5183,
+            "size_mb": 3,
         },
         "msmarco-passage": {
             "name": "msmarco-passage",
@@ -608,3 +610,12 @@ def test_codes_of_a_large_corpus_are_made_once_all_pieces_are_there():
 def test_stored_is_refused_where_it_does_nothing(keys, says):
     with pytest.raises(UserError, match=says):
         plan(models=[{"id": "Org/Known-1.5B"} | keys])
+
+
+def test_the_overview_says_what_is_downloaded(tmp_path, monkeypatch):
+    """A model of 22.7 million numbers of 4 bytes, a data set of the size that its entry says."""
+    monkeypatch.chdir(tmp_path)
+    made = read_plan(write_plan(plan(), "plans"))
+    said = {line.split()[0]: line.split() for line in overview(made).splitlines() if line}
+    assert said["download"][3:5] == ["91", "MB"] and said["prepare"][3:5] == ["3", "MB"]
+    assert "94 MB to download" in overview(made)

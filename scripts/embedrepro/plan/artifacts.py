@@ -48,7 +48,7 @@ class Artifact:
 
     `inputs` are paths of other artifacts, all pieces of a corpus as one `pattern`. `spec` is all
     that making it needs besides (JSON), shared between the pieces of one corpus; `piece` tells them
-    apart. `seconds` of one device are an estimate.
+    apart. `seconds` of one device and the bytes of its `download` are estimates.
     """
 
     step: str
@@ -59,6 +59,7 @@ class Artifact:
     piece: int = 0
     label: str = ""
     seconds: float = 0.0
+    download: float = 0.0
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -143,7 +144,8 @@ class Catalogue:
             "code_revision": model.code_revision,
             "folder": folder,
         }
-        return self.add(Artifact("download", f"{folder}/manifest.json", spec, label=model.id))
+        path, size = f"{folder}/manifest.json", cost.download_bytes(model)
+        return self.add(Artifact("download", path, spec, label=model.id, download=size))
 
     def environment(self, model: Model) -> Artifact | None:
         """The environment that a model is staged and run in, where it has one of its own."""
@@ -213,7 +215,8 @@ class Catalogue:
         key = key_of("corpus", dataset.name, identity, dataset.title)
         folder = self.path("datasets", f"{dataset.slug}-{key}")
         path, beside = f"{folder}/corpus.json", (f"{folder}/corpus.parquet",)
-        return self.add(Artifact("corpus", path, spec, (), beside, label=dataset.name))
+        label, size = dataset.name, (dataset.size_mb or 0) * 1e6
+        return self.add(Artifact("corpus", path, spec, (), beside, label=label, download=size))
 
     def split(self, dataset: ResolvedDataset, split: str) -> Artifact:
         corpus = self.corpus(dataset)

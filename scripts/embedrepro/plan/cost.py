@@ -32,6 +32,12 @@ def parameters(model: Model) -> int:
     return int(model.known.get("parameters") or local or PARAMETERS)
 
 
+def download_bytes(model: Model) -> float:
+    """What fetching a model takes from a network, at a guess; 0 of one that needs none."""
+    here = {"path", "demo", "server"} & model.source.keys()
+    return 0.0 if here else float(parameters(model) * BYTES_A_PARAMETER)
+
+
 def encode_work(model: Model, chars: int) -> float:
     """Multiplications and additions of encoding `chars` characters: two a parameter and token."""
     return 2.0 * parameters(model) * chars / CHARACTERS_A_TOKEN

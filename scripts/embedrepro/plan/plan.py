@@ -92,7 +92,9 @@ class Plan:
         for a in self.artifacts.values():
             specs.setdefault(id(a.spec), (len(specs), a.spec))
             number = specs[id(a.spec)][0]
-            rows.append([a.step, a.path, number, a.inputs, a.beside, a.piece, a.label, a.seconds])
+            lists = a.inputs, a.beside
+            estimates = a.seconds, a.download
+            rows.append([a.step, a.path, number, *lists, a.piece, a.label, *estimates])
         rest = {f: getattr(self, f) for f in PLAIN}
         return rest | {
             "specs": [spec for _, spec in specs.values()],

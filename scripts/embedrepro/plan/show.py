@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .artifacts import Artifact, row_name
-from .cost import BYTES_A_PARAMETER, PARAMETERS
 from .jobs import Job
 from .plan import Plan
 
@@ -20,7 +19,7 @@ def overview(plan: Plan) -> str:
             continue
         artifacts = plan.of_job(job.name)
         missing = [a for a in artifacts if not Path(a.path).exists()]
-        size, time = sum(map(bytes_of, missing)), sum(a.seconds for a in missing)
+        size, time = sum(a.download for a in missing), sum(a.seconds for a in missing)
         cached = len(artifacts) - len(missing)
         lines.append(
             f"{job.rule:<10} {cached:>7,} {len(missing):>6,} {bytes_text(size):>10} "
@@ -33,14 +32,6 @@ def overview(plan: Plan) -> str:
         "device"
     )
     return "\n".join(lines)
-
-
-def bytes_of(artifact: Artifact) -> float:
-    """Bytes that making it downloads, as far as the registry tells."""
-    source = artifact.spec.get("source", {})
-    if artifact.step == "download" and not {"path", "demo", "server"} & source.keys():
-        return float(artifact.spec.get("parameters") or PARAMETERS) * BYTES_A_PARAMETER
-    return float(artifact.spec.get("size_mb") or 0) * 1e6
 
 
 def other_versions(plan: Plan) -> Iterator[str]:
