@@ -125,3 +125,15 @@ def prepared(source: dict, folder: Path, splits: dict | None = None, **more) -> 
         for ours, theirs in (splits or {"test": "test"}).items()
     ]
     return prepare_dataset(CorpusTask(shared | more, folder), tasks)
+
+
+def printed_memory(code: str, *arguments: Path) -> list[float]:
+    """What a fresh process prints that runs `code`: a line of KiB for each size; in MiB."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={"PYTHONPATH": str(REPOSITORY / "scripts"), "OMP_NUM_THREADS": "1", "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [int(line) / 1024 for line in done.stdout.split()]

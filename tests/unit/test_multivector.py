@@ -1,7 +1,5 @@
 """Token vectors: encoded as MultiVectorEncoder does, stored, searched exactly, for any cut."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from embedrepro.search.runs import write_run
 from embedrepro.vectors.multivector import TokenVectors, TokenWriter
 from end_to_end import lay_end_to_end
 from format_models import bert, colbert, facts, pylate, run_bytes, stanford, texts
+from helpers import printed_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import MultiVectorEncoder
@@ -313,13 +312,5 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
     for name, count in (("small", 1000), ("large", 10_000)):
         block = draw.standard_normal((125, 64)).astype(np.float16)
         made(tmp_path / f"{name}.npy", [block] * count)
-    scripts = Path(__file__).parents[2] / "scripts"
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY, tmp_path],
-        env={"PYTHONPATH": str(scripts), "OMP_NUM_THREADS": "1", "PATH": ""},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    small, large = (int(line) / 1024 for line in done.stdout.split())
+    small, large = printed_memory(MEMORY, tmp_path)
     assert large - small < 40

@@ -23,6 +23,10 @@ def corpus(tmp_path_factory):
     return path
 
 
+def test_corpus_bounds_are_those_of_its_chars(corpus):
+    assert corpus_bounds(corpus, 9).tolist() == bounds(np.arange(1000) % 7, 9).tolist()
+
+
 @pytest.mark.parametrize(
     ("start", "stop"), [(0, None), (0, 0), (0, 1), (63, 65), (64, 128), (500, 777), (1000, 1000)]
 )

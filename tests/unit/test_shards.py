@@ -1,11 +1,9 @@
 """Shards: where a corpus is cut."""
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from embedrepro.datasets.records import passage
-from embedrepro.datasets.shards import bounds, corpus_bounds
+from embedrepro.datasets.shards import bounds
 from embedrepro.errors import UserError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,19 +43,6 @@ def test_more_characters_than_int32_holds():
 def test_impossible_shard_counts_are_refused(shards):
     with pytest.raises(UserError, match=f"shards: {shards} for 3 passages"):
         bounds(np.array([1, 1, 1]), shards)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    path = tmp_path_factory.mktemp("shards") / "corpus.parquet"
-    rows = np.arange(1000)
-    table = pa.table({"id": [f"d{i}" for i in rows], "chars": pa.array(rows % 7, pa.int32())})
-    pq.write_table(table, path, row_group_size=64)
-    return path
-
-
-def test_corpus_bounds_are_those_of_its_chars(corpus):
-    assert corpus_bounds(corpus, 9).tolist() == bounds(np.arange(1000) % 7, 9).tolist()
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """Sparse vectors: encoded as SparseEncoder does, stored, searched exactly, for any cut."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +24,7 @@ from format_models import (
     splade,
     texts,
 )
+from helpers import printed_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SparseEncoder
@@ -283,15 +282,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
             weights = draw.random(100 * rows).astype(np.float32)
             writer.put(np.arange(rows), np.full(rows, 100), np.tile(terms, rows), weights)
             writer.seal(model_id="m")
-    scripts = Path(__file__).parents[2] / "scripts"
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY, tmp_path],
-        env={"PYTHONPATH": str(scripts), "OMP_NUM_THREADS": "1", "PATH": ""},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    small, large = (int(line) / 1024 for line in done.stdout.split())
+    small, large = printed_memory(MEMORY, tmp_path)
     assert large - small < 15
 
 

@@ -328,7 +328,7 @@ BROKEN = [
         "hidden_size",
     ),
     ("an encoder-decoder", {"config.json": BERT | {"is_encoder_decoder": True}}, "encoder-decoder"),
-    ("unknown architecture", {"config.json": CUSTOM}, "no architecture own"),
+    ("unknown architecture", {"config.json": CUSTOM}, "no AutoModel for own"),
     ("no weights", NO_SINGLE, "no weights"),
     ("weights a git-lfs pointer", {"model.safetensors": POINTER}, "run `git lfs pull`"),
     ("tokenizer a git-lfs pointer", {"tokenizer.json": POINTER}, "run `git lfs pull`"),

@@ -12,14 +12,15 @@ from ..errors import UserError, printable
 from ..files import atomic, sha256, write_json, write_record
 from ..sources.hub import check_replaceable
 from ..sources.snapshot import check_digests, check_no_pointers, check_whole
-from .architectures import dtype_name, flagembedding_rerankers, native_head
+from .architectures import dtype_name, flagembedding_rerankers
 from .examination import HEADS, NEAR, TEXTS, Finding, finding, poisoned
 from .facts import Resolver, token_text
-from .remote_code import code_files, localize, native_wanted
+from .remote_code import localize
 from .st_files import Layout, json_object
 from .staging import (
     TOKENIZER_FILES,
     check_pickle,
+    choose_class,
     configuration,
     copy,
     decision,
@@ -27,7 +28,6 @@ from .staging import (
     link,
     listed_files,
     refuse_adapter,
-    refuse_untrusted,
     staged_names,
     weight_files,
 )
@@ -90,7 +90,8 @@ def stage_reranker(
         reason = "FlagEmbedding's class; custom code dropped"
         decisions.append(decision("class", cls, "FlagEmbedding", reason))
     else:
-        code, cls = choose_class(spec, snapshot, config, task, decisions)
+        stated = (spec.get("facts") or {}).get("native")
+        code, cls = choose_class(spec, snapshot, snapshot, config, task, stated, decisions)
     side = padding(snapshot, task)
     limit = Resolver(
         {"id": spec["id"], "facts": {"pooling": "mean", "normalize": False}}, snapshot
@@ -215,37 +216,6 @@ def is_last(tensor: str) -> bool:
     """Whether a tensor is the weight of a head's last layer, under its usual names."""
     last = ("classifier.weight", "score.weight", "classifier.out_proj.weight")
     return tensor in last or tensor.endswith("classification_head.out_proj.weight")
-
-
-def choose_class(
-    spec: Mapping[str, Any],
-    snapshot: Path,
-    config: Mapping[str, Any],
-    task: str,
-    decisions: list[dict[str, Any]],
-) -> tuple[dict[str, Path], str]:
-    """The code files to keep (none for a native class) and the model class's name."""
-    built = native_head(str(config["model_type"]), task)
-    custom = config.get("auto_map") or {}
-    target = custom.get(task)
-    stated = (spec.get("facts") or {}).get("native")
-    wanted = native_wanted(spec, stated, target, printable(spec["id"]))
-    if wanted is None:
-        wanted = not (target and spec.get("trust_remote_code"))
-    if built and (wanted or not target):
-        reason = f"transformers has {built}" + ("; custom code dropped" if custom else "")
-        decisions.append(decision("class", built, "transformers", reason))
-        return {}, built
-    if not isinstance(target, str):
-        raise UserError(
-            f"{snapshot}: transformers has no {task} for {printable(config['model_type'])} and "
-            f"config.json's auto_map names none"
-        )
-    refuse_untrusted(spec)
-    code = code_files(spec, snapshot, snapshot, custom)
-    reason = "custom code, kept and trusted by the config"
-    decisions.append(decision("class", target.rpartition(".")[2], "auto_map", reason))
-    return code, target.rpartition(".")[2]
 
 
 def padding(snapshot: Path, task: str) -> str:

@@ -20,7 +20,7 @@ from ..files import atomic, damaged, sha256, write_json, write_record
 from ..sources.code import CODE
 from ..sources.hub import check_replaceable
 from ..sources.snapshot import check_digests, check_no_pointers, check_whole
-from .architectures import ENCODERS, native_class, packs
+from .architectures import ENCODERS, native_class, native_head, packs
 from .facts import Resolved, hidden_size, resolve
 from .facts_table import KINDS, VECTORS
 from .remote_code import code_files, localize, native_wanted
@@ -151,8 +151,9 @@ class _TransformerFolder(_Folder):
         if config.get("use_bidirectional_attention"):
             self.layout.beyond.append("use_bidirectional_attention")
         modules = self.steps(config)
-        folders = self.snapshot, self.base
-        code, cls = choose_code(self.spec, *folders, config, self.facts, self.decisions)
+        given = self.spec, self.snapshot, self.base, config
+        native = self.facts["native"]
+        code, cls = choose_class(*given, "AutoModel", native, self.decisions)
         engine = self.engine(config, bool(code))
         record = self.record(config["model_type"], cls, code) | self.facts | engine
         record |= {
@@ -416,25 +417,27 @@ def shards(folder: Path, index: str) -> list[str]:
     return [name for name in names if (folder / name).is_file()]
 
 
-def choose_code(
+def choose_class(
     spec: Mapping[str, Any],
     snapshot: Path,
     folder: Path,
     config: Mapping[str, Any],
-    facts: Mapping[str, Any],
+    task: str,
+    native: bool | None,
     decisions: list[dict[str, Any]],
 ) -> tuple[dict[str, Path], str]:
     """The code files to keep (none for a native class) and the model class's name.
 
-    The model lies in `folder` of the `snapshot`. Its own code is asked for by `native: false`, by
-    the registry's `custom_code: required`, and, where neither says anything, by
-    `trust_remote_code: true`, as transformers has it.
+    The model lies in `folder` of the `snapshot`; `task` names transformers' auto class for it. Its
+    own code is asked for by `native: false`, by the registry's `custom_code: required`, and, where
+    neither says anything, by `trust_remote_code: true`, as transformers has it.
     """
     kind = str(config["model_type"])
-    built = ENCODERS.get(kind) or native_class(kind)
+    encoder = task == "AutoModel"
+    built = ENCODERS.get(kind) or native_class(kind) if encoder else native_head(kind, task)
     custom = config.get("auto_map") or {}
-    target = custom.get("AutoModel")
-    wanted = native_wanted(spec, facts["native"], target, printable(spec["id"]))
+    target = custom.get(task)
+    wanted = native_wanted(spec, native, target, printable(spec["id"]))
     if wanted is None and (told := (spec.get("registry") or {}).get("custom_code")):
         wanted = told == "native"
     if wanted is None:
@@ -445,8 +448,8 @@ def choose_code(
         return {}, built
     if not isinstance(target, str):
         raise UserError(
-            f"{folder}: transformers has no architecture {printable(kind)} and "
-            "config.json's auto_map names no AutoModel"
+            f"{folder}: transformers has no {task} for {printable(kind)} and config.json's "
+            "auto_map names none"
         )
     refuse_untrusted(spec)
     code = code_files(spec, snapshot, folder, custom)
