@@ -617,5 +617,16 @@ def test_the_overview_says_what_is_downloaded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = read_plan(write_plan(plan(), "plans"))
     said = {line.split()[0]: line.split() for line in overview(made).splitlines() if line}
-    assert said["download"][3:5] == ["91", "MB"] and said["prepare"][3:5] == ["3", "MB"]
+    assert said["download"][4:6] == ["91", "MB"] and said["prepare"][4:6] == ["3", "MB"]
     assert "94 MB to download" in overview(made)
+
+
+def test_the_overview_has_a_line_for_all_parts_of_a_corpus(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = plan(datasets=["msmarco-passage"], plan={"tflops": 1})
+    parts = [job for job in made.jobs if job.rule == "encode"]
+    lines = [line.split() for line in overview(made).splitlines() if line.startswith("encode")]
+    to_do = sum(len(job.artifacts) for job in parts)
+    assert len(parts) > 1 and [line[:4] for line in lines] == [
+        ["encode", str(len(parts)), "0", str(to_do)]
+    ]

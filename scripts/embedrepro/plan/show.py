@@ -1,6 +1,8 @@
 """What a plan still has to do, and why a row couldn't be made: the plan held against the store."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from .artifacts import Artifact, row_name
@@ -8,30 +10,55 @@ from .jobs import Job
 from .plan import Plan
 
 LOGS = Path("logs")
+PART = re.compile(r", part \d+ of \d+$")
+
+
+@dataclass
+class Work:
+    """What is left of some jobs: artifacts `cached` and to do, bytes and seconds of one device."""
+
+    jobs: int = 0
+    cached: int = 0
+    missing: int = 0
+    download: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, artifacts: Sequence[Artifact]) -> None:
+        """Count one more job."""
+        missing = [a for a in artifacts if not Path(a.path).exists()]
+        self.jobs += bool(missing)
+        self.cached += len(artifacts) - len(missing)
+        self.missing += len(missing)
+        self.download += sum(a.download for a in missing)
+        self.seconds += sum(a.seconds for a in missing)
 
 
 def overview(plan: Plan) -> str:
-    """A line for each job: how much of it is cached, what it downloads, how long it takes."""
-    lines = [f"{'step':<10} {'cached':>7} {'to do':>6} {'download':>10} {'device time':>12}  what"]
-    jobs = seconds = download = 0.0
+    """A line for each job: how much of it is cached, what it downloads, how long it takes.
+
+    The parts of a large corpus share a line.
+    """
+    total, lines = Work(), dict[tuple[str, str], Work]()
     for job in plan.jobs:
         if job.rule in ("reference", "parity", "report_with_reference"):
             continue
-        artifacts = plan.of_job(job.name)
-        missing = [a for a in artifacts if not Path(a.path).exists()]
-        size, time = sum(a.download for a in missing), sum(a.seconds for a in missing)
-        cached = len(artifacts) - len(missing)
-        lines.append(
-            f"{job.rule:<10} {cached:>7,} {len(missing):>6,} {bytes_text(size):>10} "
-            f"{time_text(time):>12}  {job.label}"
-        )
-        jobs, seconds, download = jobs + bool(missing), seconds + time, download + size
-    lines += ["", *other_versions(plan)]
-    lines.append(
-        f"{jobs:,.0f} jobs to run, {bytes_text(download)} to download, {time_text(seconds)} on one "
-        "device"
+        for work in (total, lines.setdefault((job.rule, PART.sub("", job.label)), Work())):
+            work.add(plan.of_job(job.name))
+    return "\n".join(
+        [
+            f"{'step':<10} {'jobs':>5} {'cached':>7} {'to do':>6} {'download':>10} "
+            f"{'device time':>12}  what",
+            *(
+                f"{rule:<10} {work.jobs:>5,} {work.cached:>7,} {work.missing:>6,} "
+                f"{bytes_text(work.download):>10} {time_text(work.seconds):>12}  {label}"
+                for (rule, label), work in lines.items()
+            ),
+            "",
+            *other_versions(plan),
+            f"{total.jobs:,} jobs to run, {bytes_text(total.download)} to download, "
+            f"{time_text(total.seconds)} on one device",
+        ]
     )
-    return "\n".join(lines)
 
 
 def other_versions(plan: Plan) -> Iterator[str]:
