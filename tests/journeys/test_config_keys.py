@@ -1036,6 +1036,30 @@ def test_models_on_servers(shelf, tmp_path):
     assert not [path for path in written if secret.encode() in path.read_bytes()]
 
 
+def test_vectors_of_a_server_are_quantised_here(shelf, tmp_path):
+    from embedding_server import EmbeddingServer
+
+    with EmbeddingServer(shelf / "bert", "tei") as server:
+        served = {"id": "me/m", "source": {"server": server.url}} | ASK_SERVER
+        served |= {"stored": ["float", "int8", "binary"], "rescore": 3, "calibration": 24}
+        dataset = {"name": "mine", "source": {"beir": str(shelf / "mine")}, "shards": 3}
+        config = {"experiment": "x", "models": [served], "datasets": [dataset]}
+        config |= {"retrieve": {"top_k": 5}, "evaluate": {"metrics": ["nDCG@5"]}}
+        drive(tmp_path, config).ok()
+    texts, store = Texts(1), tmp_path / "store/vectors"
+    pieces = [np.load(path) for path in sorted(store.glob("*/*/corpus-*.npy"))]
+    corpus = np.concatenate([piece for piece in pieces if piece.dtype == np.float32])
+    (queries,) = (np.load(path) for path in store.glob("*/*/test-queries.npy"))
+    ids = {"queries": list(texts.queries), "corpus": list(texts.corpus)}
+    for given, prompt, wanted in ((queries, "Ask: ", texts.queries), (corpus, "", texts.joined())):
+        local = oracle.vectors(shelf / "bert", wanted, prompt=prompt)
+        assert np.abs(given - np.stack([local[name] for name in wanted])).max() < 1e-6
+    results = Results(tmp_path, "x")
+    for precision in ("int8", "binary"):
+        run = quantized_run(queries, corpus, ids, precision, 24, 3, 5)
+        oracle.same_run(results.run(f"me__m__{precision}", "mine"), run, 1e-6)
+
+
 def test_a_server_that_fails_midway_is_gone_on_with(shelf, tmp_path):
     from embedding_server import EmbeddingServer
 

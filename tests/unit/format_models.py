@@ -63,6 +63,13 @@ def write_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerFast:
     return tokenizer
 
 
+def without_special_tokens(folder: Path) -> Path:
+    """The same model; its tokenizer adds no tokens, so an empty text has none."""
+    for path in folder.rglob("tokenizer.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": None}))
+    return folder
+
+
 def bert(folder: Path, head: bool = False) -> Path:
     """A BERT in transformers' layout, with or without a masked language model's head."""
     torch.manual_seed(0)

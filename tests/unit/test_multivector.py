@@ -1,5 +1,6 @@
 """Token vectors: encoded as MultiVectorEncoder does, stored, searched exactly, for any cut."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from embedrepro.encode.flat import Flat
 from embedrepro.encode.formats import is_written, open_piece
 from embedrepro.encode.multivector import MultiVectorEngine
 from embedrepro.errors import UserError
@@ -14,7 +16,16 @@ from embedrepro.search import maxsim
 from embedrepro.search.runs import write_run
 from embedrepro.vectors.multivector import TokenVectors, TokenWriter
 from end_to_end import lay_end_to_end
-from format_models import bert, colbert, facts, pylate, run_bytes, stanford, texts
+from format_models import (
+    bert,
+    colbert,
+    facts,
+    pylate,
+    run_bytes,
+    stanford,
+    texts,
+    without_special_tokens,
+)
 from helpers import printed_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -102,6 +113,38 @@ def test_neighbours_and_cuts_change_no_byte(folders, layout, role, tmp_path):
     shuffled = encode(engine, [given[i] for i in order], role, tmp_path / "y.npy")
     for place, row in enumerate(order):
         assert each(shuffled)[place].tobytes() == each(whole)[row].tobytes()
+
+
+@pytest.mark.parametrize("way", ["padded", "end to end"])
+def test_texts_without_a_token_have_no_vectors_as_beside_others(way, tmp_path, monkeypatch):
+    ran = lay_end_to_end(monkeypatch, 200) if way == "end to end" else []
+    folder = without_special_tokens(colbert(tmp_path / "bare" / "model"))
+    config = folder / "config_sentence_transformers.json"
+    prompts = {"query": "", "document": ""}
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"prompts": prompts}))
+    engine = MultiVectorEngine(own(folder), "cpu")
+    given = ["", *texts(20, 5, most=30), ".", ""]  # a full stop has a token, and is skipped
+    found = each(encode(engine, given, "passage", tmp_path / "x.npy"))
+    expected = MultiVectorEncoder(str(folder), device="cpu").encode_document(given)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
+    assert [len(found[row]) for row in (0, 21, 22)] == [0, 0, 0]
+    nothing = encode(engine, ["", " "], "passage", tmp_path / "y.npy")  # the peer raises here
+    assert nothing.lengths.tolist() == [0, 0]
+    assert len(ran) == 2 * (way == "end to end")
+
+
+def test_ids_are_compared_once_a_model_and_prompt(folders, tmp_path, monkeypatch):
+    ran, compared = lay_end_to_end(monkeypatch, 200), []
+    tokeniser = Flat.tokeniser
+    monkeypatch.setattr(
+        Flat, "tokeniser", lambda self, *given: compared.append(given) or tokeniser(self, *given)
+    )
+    engine = MultiVectorEngine(own(folders["plain"]), "cpu")
+    pieces = [engine.encode(texts(9, 6), "passage", prompt=p) for p in ("w2 ", "w3 ", "w2 ")]
+    first, other, again = ([part.vectors.tobytes() for part in piece] for piece in pieces)
+    assert first == again != other
+    assert len(ran) == 3 and [prompt for _, prompt, _ in compared] == ["w2 ", "w3 "]
 
 
 def test_out_of_memory_halves_the_budget(folders, tmp_path, monkeypatch, capsys):

@@ -595,6 +595,21 @@ def test_codes_of_a_large_corpus_are_made_once_all_pieces_are_there():
     (one,) = (a for a in made.artifacts.values() if a.step == "encode" and a.piece == 1)
     assert steps == {"calibrate": 1, "quantize": 2 * one.spec["of"], "stored": 4}
     assert sum(a.step == "refine" for a in made.artifacts.values()) == 2
+    # Codes are searched on the CPU, whatever else the rows of this encoding need.
+    assert {job.rule: job.gpu for job in made.jobs if job is last or job.rule == "refine"} == {
+        "search": 0,
+        "refine": 1,
+    }
+
+
+def test_other_runs_of_a_whole_encoding_are_searched_on_a_device():
+    """Weighted sums and reranking by token vectors stand in the same kind of job as codes."""
+    late = [{"id": "BM25", "bm25": {}}]
+    late += [{"id": "Org/Known-1.5B", "kind": "multivector", "rerank": {"run": "BM25"}}]
+    for models in ([{"id": "Org/Known-1.5B", "kind": "m3"}], late):
+        made = plan(models=models, datasets=["msmarco-passage"])
+        jobs = [job for job in made.jobs if job.name.endswith("__again")]
+        assert [job.gpu for job in jobs] == [1], models
 
 
 @pytest.mark.parametrize(

@@ -298,6 +298,10 @@ def test_keys_are_the_servers_identity_and_no_gpu_is_asked_for():
     assert len([job for job in large.jobs if job.rule == "encode"]) == 1
     built = experiment(models=[model])
     assert outside(built)
+    codes = model | {"stored": ["int8", "binary"], "rescore": 3, "calibration": 99}
+    for datasets in (["beir/scifact"], ["msmarco-passage"]):  # quantised here, like any vectors
+        made = plan(models=[codes], datasets=datasets)
+        assert {job.gpu for job in made.jobs} == {0}
 
 
 @pytest.mark.parametrize(
@@ -308,6 +312,8 @@ def test_keys_are_the_servers_identity_and_no_gpu_is_asked_for():
         ({"trust_remote_code": True}, "trust_remote_code: its server decides that"),
         ({"environment": "legacy"}, "environment: its server decides that"),
         ({"engine": "packed"}, "engine: packed: its server decides that"),
+        ({"stored": "int8", "rerank": {"run": "x"}}, "stored is of dense vectors; this row's kind"),
+        ({"rescore": 3}, "rescore is of stored: int8 or binary; it does nothing here"),
         ({"kind": "sparse"}, "a server gives dense vectors, this row's kind is sparse"),
         ({"source": SERVER | {"server": "http://me:pw@h"}}, f"give the key in {KEY} instead"),
         ({"source": SERVER | {"server": "host:80"}}, "needs an address like http://host:8080"),

@@ -23,6 +23,7 @@ from format_models import (
     run_bytes,
     splade,
     texts,
+    without_special_tokens,
 )
 from helpers import printed_memory
 from hypothesis import given, settings
@@ -39,6 +40,7 @@ def folders(tmp_path_factory):
         "log1p": splade(folder / "c" / "log1p", activation_function="log1p_relu"),
         "inference_free": inference_free(folder / "d" / "free"),
         "plain": bert(folder / "plain", head=True),
+        "bare": without_special_tokens(splade(folder / "e" / "bare")),
         "headless": bert(folder / "headless"),
     }
 
@@ -315,6 +317,21 @@ def test_texts_without_a_term_have_none(folders):
     engine = SparseEngine(facts(folders["inference_free"]), "cpu")
     (part,) = engine.encode(["", " "], "query")
     assert part.lengths.tolist() == [0, 0] and not len(part.values)
+
+
+@pytest.mark.parametrize("way", ["padded", "end to end"])
+def test_texts_without_a_token_have_no_terms_as_beside_others(folders, way, tmp_path, monkeypatch):
+    ran = lay_end_to_end(monkeypatch, 200) if way == "end to end" else []
+    engine = SparseEngine(facts(folders["bare"]), "cpu")
+    given = ["", *texts(20, 5, most=30), " ", ""]
+    found = matrix(encode(engine, given, "passage", tmp_path / "x.npy"))
+    peer = SparseEncoder(str(folders["bare"]), device="cpu")
+    expected = peer.encode_document(given, convert_to_sparse_tensor=False).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-6)
+    assert not found[[0, 21, 22]].any() and found[1:21].any(1).all()
+    nothing = encode(engine, ["", " "], "passage", tmp_path / "y.npy")  # the peer raises here
+    assert nothing.lengths.tolist() == [0, 0]
+    assert len(ran) == 2 * (way == "end to end")
 
 
 def test_lengths_are_the_facts(folders):

@@ -24,6 +24,7 @@ from .engine import pick_precision
 from .facts import Facts
 from .flat import PROBES, Flat, family_of
 from .loading import TASKS, check_routes, give_padding, restore_direction
+from .tokens import Tokeniser
 
 CHUNK = 256  # texts tokenised at once
 POSITIONS = "query_expansion_positions"
@@ -117,7 +118,9 @@ class ModuleEngine(Generic[PartType]):
         most = self._most_tokens()
         self.tokens_per_batch = tokens_per_batch or min(default, most or default)
         family = family_of(self.model, facts) if self._can_varlen() else None
-        self.flat = Flat(self.model, facts, family, tokens_per_batch or most) if family else None
+        given = facts, family, tokens_per_batch or most, self._forward
+        self.flat = Flat(self.model, *given) if family else None
+        self._flat_inputs: dict[str, tuple[Tokeniser, dict[str, Any]] | None] = {}
 
     def _prepare(self, trunk: PreTrainedModel) -> None:
         restore_direction(trunk)
@@ -158,6 +161,10 @@ class ModuleEngine(Generic[PartType]):
         """What its texts become, from what was fetched."""
         raise NotImplementedError
 
+    def _empty_part(self, rows: np.ndarray) -> PartType:
+        """What texts `rows` (n,) without any token become: nothing."""
+        raise NotImplementedError
+
     def encode(
         self,
         texts: Iterable[str],
@@ -195,10 +202,12 @@ class ModuleEngine(Generic[PartType]):
 
     def _parts(self, texts: Iterable[str], role: Role, prompt: str) -> Iterator[PartType]:
         if self.flat and role == "passage":  # queries are few, and may be expanded
-            fixed, tensors = self._told_apart(self._preprocess(PROBES, role, prompt))
-            if tokeniser := self.flat.tokeniser(role, prompt, tensors):
-                given = (fixed, self._flat_tensors, self._flat_part)
-                yield from self.flat.parts(tokeniser, texts, *given)
+            if prompt not in self._flat_inputs:
+                self._flat_inputs[prompt] = self._compared(self.flat, role, prompt)
+            if inputs := self._flat_inputs[prompt]:
+                tokeniser, fixed = inputs
+                given = self._flat_tensors, self._flat_part, self._empty_part
+                yield from self.flat.parts(tokeniser, texts, fixed, *given)
                 return
         packer, fixed = RowPacker(self.tokens_per_batch), {}
         for width, rows, fixed in ahead(self._rows(texts, role, prompt), 2):
@@ -206,6 +215,15 @@ class ModuleEngine(Generic[PartType]):
                 yield from self._run(batch, role, fixed, packer)
         for batch in packer.flush():
             yield from self._run(batch, role, fixed, packer)
+
+    def _compared(
+        self, flat: Flat, role: Role, prompt: str
+    ) -> tuple[Tokeniser, dict[str, Any]] | None:
+        """What makes ids of texts with this prompt, and what `preprocess` says besides; None where
+        it makes other ids."""
+        fixed, tensors = self._told_apart(self._preprocess(PROBES, role, prompt))
+        tokeniser = flat.tokeniser(role, prompt, tensors)
+        return (tokeniser, fixed) if tokeniser else None
 
     def _rows(
         self, texts: Iterable[str], role: Role, prompt: str
@@ -317,10 +335,15 @@ class ModuleEngine(Generic[PartType]):
         if self.flat:
             self.flat.follow(attention.PADDED)
         moved = {name: tensor.to(self.device) for name, tensor in batch.features.items()}
-        found = self.model(fixed | moved, task=TASKS[role], **self._forward_options())
-        return self._part(found, batch, n)
+        return self._part(self._forward(fixed | moved, role), batch, n)
+
+    def _forward(self, features: dict[str, Any], role: Role) -> dict[str, Any]:
+        """The model's features of a batch, however it is laid out."""
+        found: dict[str, Any] = self.model(features, task=TASKS[role], **self._forward_options())
+        return found
 
     def _forward_options(self) -> dict[str, Any]:
+        """What the model is called with besides."""
         return {}
 
 

@@ -6,15 +6,16 @@ modules behind it look at each token alone, or know such batches themselves (SPL
 
 import copy
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from sentence_transformers.base.modules import Transformer
 
 from ..models.facts_table import Role
 from . import attention
-from .batches import Batch
+from .batches import Batch, Sequences
 from .facts import Facts
 from .families import PACKED_MODEL_TYPES, Family
 from .packed import varlen_budget
@@ -57,13 +58,20 @@ def family_of(model: Any, facts: Facts) -> Family | None:
 
 
 class Flat:
-    """Runs `model` so. `most`: tokens that a batch may have.
+    """Runs `model` so, by `forward(features, role)`. `most`: tokens that a batch may have.
 
     `pooled`: the model makes one vector a text, from batches that say where each begins.
     """
 
-    def __init__(self, model: Any, facts: Facts, family: Family, most: int | None) -> None:
-        self.model, self.facts, self.trunk = model, facts, model[0].model
+    def __init__(
+        self,
+        model: Any,
+        facts: Facts,
+        family: Family,
+        most: int | None,
+        forward: Callable[[dict[str, Any], Role], dict[str, Any]],
+    ) -> None:
+        self.facts, self.trunk, self.forward = facts, model[0].model, forward
         # Its own, since sentence-transformers' calls leave their padding behind.
         self.tokenizer = copy.deepcopy(model.tokenizer)
         self.pooled = any(type(module).__name__ == "SpladePooling" for module in model)
@@ -76,7 +84,7 @@ class Flat:
 
     def tokeniser(self, role: Role, prompt: str, features: dict[str, Any]) -> Tokeniser | None:
         """What makes ids of texts; None where `features`, those of PROBES, have others."""
-        tokeniser = Tokeniser(self.tokenizer, self.facts, role, None, prompt)
+        tokeniser = Tokeniser(self.tokenizer, self.facts, role, None, prompt, reads_empty=True)
         (found,) = tokeniser.chunks(PROBES)
         mask = features["attention_mask"].bool()
         lengths = mask.sum(1).tolist()
@@ -91,9 +99,11 @@ class Flat:
         features: dict[str, Any],
         tensors: Any,
         finish: Finish[PartType],
+        nothing: Callable[[np.ndarray], PartType],
     ) -> Iterator[PartType]:
-        """Parts of `texts`; `tensors(features, n, used)` picks what is fetched of a batch of n
-        texts with `used` tokens. `features`: the same for all texts."""
+        """Parts of passages; `tensors(features, n, used)` picks what is fetched of a batch of n
+        texts with `used` tokens. `features`: the same for all texts. `nothing(rows)`: the part of
+        texts without any token, which are not run."""
 
         def compute(batch: Batch, arrays: list[torch.Tensor]) -> list[torch.Tensor]:
             ids, positions, offsets = arrays
@@ -106,12 +116,27 @@ class Flat:
             if self.pooled:
                 laid["cu_seq_lens_q"] = offsets
             sequences = batch.sequences
-            found = self.model(features | laid, task="document")
+            found = self.forward(features | laid, "passage")
             return list(tensors(found, len(sequences.rows), len(sequences.ids)))
 
-        return self.pipeline.parts(tokeniser, texts, compute, finish)
+        without: list[np.ndarray] = []
+        chunks = with_tokens(tokeniser.chunks(texts), without)
+        yield from self.pipeline.parts(chunks, tokeniser.limit, compute, finish)
+        for rows in without:
+            yield nothing(rows)
 
     def follow(self, implementation: str) -> None:
         """Let the trunk attend in this way."""
         if self.trunk.config._attn_implementation != implementation:
             self.trunk.set_attn_implementation(implementation)
+
+
+def with_tokens(chunks: Iterable[Sequences], without: list[np.ndarray]) -> Iterator[Sequences]:
+    """The sequences that have a token; the others' rows (n,), where a chunk has any, go into
+    `without`."""
+    for chunk in chunks:
+        some = chunk.lengths > 0
+        if not some.all():
+            without.append(chunk.rows[~some])
+        if some.any():
+            yield chunk.where(some)

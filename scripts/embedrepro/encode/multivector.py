@@ -81,6 +81,10 @@ class MultiVectorEngine(ModuleEngine[TokensPart]):
         found = vectors if kept.all() else vectors[kept]
         return TokensPart(sequences.rows, lengths, found, len(sequences.ids), cut)
 
+    def _empty_part(self, rows: np.ndarray) -> TokensPart:
+        vectors: np.ndarray = np.empty((0, self.dimension), self.precision.stored)
+        return TokensPart(rows, np.zeros(len(rows), np.int64), vectors, 0, 0)
+
 
 def not_finite(facts: Facts, row: int) -> UserError:
     name = printable(facts.model_id)

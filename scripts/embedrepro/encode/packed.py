@@ -99,7 +99,8 @@ class PackedEngine:
                 self._to_fp8(batch, arrays, wanted)
             return [self._run(batch, arrays, wanted)]
 
-        return self.pipeline.parts(tokeniser, texts, compute, self._finish)
+        chunks = tokeniser.chunks(texts)
+        return self.pipeline.parts(chunks, tokeniser.limit, compute, self._finish)
 
     def _to_fp8(self, batch: Batch, arrays: list[torch.Tensor], wanted: Wanted) -> None:
         """Change the layers to float8, and note what that does to the vectors of this batch."""

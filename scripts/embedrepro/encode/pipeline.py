@@ -18,7 +18,6 @@ from .batches import (
     padded_arrays,
     varlen_arrays,
 )
-from .tokens import Tokeniser
 
 IN_FLIGHT = 2  # batches queued on the device before the host waits for the oldest
 PartType = TypeVar("PartType")
@@ -36,16 +35,21 @@ class Pipeline(Generic[PartType]):
         self.device, self.varlen, self.pad, self.budget = device, varlen, pad, budget
 
     def parts(
-        self, tokeniser: Tokeniser, texts: Iterable[str], compute: Compute, finish: Finish[PartType]
+        self,
+        chunks: Iterable[Sequences],
+        longest: int,
+        compute: Compute,
+        finish: Finish[PartType],
     ) -> Iterator[PartType]:
         """What `finish` makes, on the host, of what `compute` makes on the device of each batch.
 
-        `compute` gets the batch's arrays on the device: ids, positions, offsets of
-        `varlen_arrays`, or ids and lengths of `padded_arrays`.
+        `chunks`: texts of a token or more, none longer than `longest`. `compute` gets the batch's
+        arrays on the device: ids, positions, offsets of `varlen_arrays`, or ids and lengths of
+        `padded_arrays`.
         """
-        packer = (VarlenPacker if self.varlen else PaddedPacker)(self.budget, tokeniser.limit)
-        chunks = ahead(tokeniser.chunks(texts), 2)
-        laid = ahead(((batch, self.lay(batch)) for batch in pack(chunks, packer)), 4)
+        packer = (VarlenPacker if self.varlen else PaddedPacker)(self.budget, longest)
+        batches = pack(ahead(chunks, 2), packer)
+        laid = ahead(((batch, self.lay(batch)) for batch in batches), 4)
         running: deque[tuple[Batch, list[torch.Tensor], Any]] = deque()
         for batch, arrays in laid:
             for launched in self.launch(batch, arrays, packer, compute):

@@ -89,6 +89,10 @@ class SparseEngine(ModuleEngine[SparsePart]):
         counts = len(sequences.ids), int(sequences.truncated.sum())
         return finished(sequences.rows, arrays, counts, self.facts)
 
+    def _empty_part(self, rows: np.ndarray) -> SparsePart:
+        terms, weights = np.empty(0, np.int32), np.empty(0, self.precision.stored)
+        return SparsePart(rows, np.zeros(len(rows), np.int64), terms, weights, 0, 0)
+
     def _vectors(self, features: dict[str, Any], n: int) -> torch.Tensor:
         """(n, terms) float32."""
         vectors = features["sentence_embedding"][:n].float()

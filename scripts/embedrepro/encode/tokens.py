@@ -26,7 +26,8 @@ class Tokeniser:
     Equal to `tokenizer(prompt + text, truncation=True, max_length=…)["input_ids"]`. The Rust
     tokenizer is called without that method's Python work per text; whether both agree is checked on
     the first texts, and if not (a tokenizer that adds tokens in Python) the method itself is used.
-    Raises `UserError` when the prompt alone fills the limit.
+    Raises `UserError` when the prompt alone fills the limit. `reads_empty`: texts without any token
+    are told, with length 0, instead of refused.
     """
 
     def __init__(
@@ -36,11 +37,14 @@ class Tokeniser:
         role: Role,
         instruction: str | None,
         prompt: str | None = None,
+        *,
+        reads_empty: bool = False,
     ) -> None:
         if role not in ("query", "passage"):
             raise UserError(f"role {printable(role)}: use query or passage")
         self.tokenizer = tokenizer
         self.facts = facts
+        self.reads_empty = reads_empty
         self.prompt = facts.prompt(role, instruction) if prompt is None else prompt
         self.limit = facts.max_length[role]
         self.end = None
@@ -68,7 +72,8 @@ class Tokeniser:
         )
 
     def chunks(self, texts: Iterable[str]) -> Iterator[Sequences]:
-        """Tokenise `texts` as they are asked for. Raises `UserError` for a text without tokens.
+        """Tokenise `texts` as they are asked for. Raises `UserError` for a text without tokens,
+        unless such are read.
 
         Reading and tokenising each run in a thread, one chunk ahead of what is asked for.
         """
@@ -135,7 +140,7 @@ class Tokeniser:
 
     def _check(self, first: int, ids: np.ndarray, lengths: np.ndarray) -> None:
         name = printable(self.facts.model_id)
-        if (lengths == 0).any():
+        if not self.reads_empty and (lengths == 0).any():
             row = first + int(np.flatnonzero(lengths == 0)[0])
             raise UserError(f"{name}: text {row} has no tokens; remove empty texts")
         if self.end is None:

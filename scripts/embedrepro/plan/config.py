@@ -31,6 +31,7 @@ LOCAL = ("path", "demo")  # sources that count by their files' digest, wherever 
 # Of a model on a server: what is ours to say. All else its server decides.
 SERVED_KEYS = {"id", "alias", "source", "revision", "rerank", "kind", "engine", "normalize"}
 SERVED_KEYS |= {"query_prompt", "passage_prompt", "dimensions", "precision"}
+SERVED_KEYS |= {"stored", "rescore", "calibration"}
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # Entry keys that say where bytes come from or what the row is; the others are facts of the model.
 NO_FACTS = {

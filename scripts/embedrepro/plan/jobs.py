@@ -23,6 +23,7 @@ from .cost import (
 
 # Runs that are made of other runs, or of what is made from all pieces of a corpus' vectors.
 AFTER = ("weighted", "maxsim", "stored")
+ON_CPU = ("stored",)  # of them those that take no device
 LOCAL_TOGETHER = 20_000_000  # characters of local corpora that one process prepares together
 
 
@@ -356,7 +357,9 @@ def search_jobs(
     if by_pieces:
         jobs.append(make_job(model.slug, "merge", by_pieces, model.id))
     if last := [run for run in runs if run.step in AFTER]:
-        jobs.append(make_job(f"{model.slug}__again", "search", [*codes, *last], model.id))
+        job = make_job(f"{model.slug}__again", "search", [*codes, *last], model.id)
+        takes_device = any(run.step not in ON_CPU for run in last)
+        jobs.append(job if takes_device else replace(job, gpu=0))
     return jobs
 
 
