@@ -27,7 +27,7 @@ def scores(**facts) -> dict:
     alike = {"query_prompt": "", "passage_prompt": "", "title": "join", "dtype": "float32"}
     alike |= {"max_length": {"query": 256, "passage": 256}}
     same = {key: getattr(ROW, key) for key in ("model_id", "revision", "dataset", "split")}
-    entry = {"value": facts.pop("value", 0.6), "rounding_low": None, "rounding_high": None}
+    entry = {"value": facts.pop("value", 0.65), "rounding_low": None, "rounding_high": None}
     scored = {"model": "e5", "queries": 300, "protocols": {"mteb": {"nDCG@10": entry}}}
     return same | scored | {"facts": alike | facts}
 
@@ -71,6 +71,11 @@ def test_where_no_text_was_cut_only_shorter_lengths_are_tried():
     had = scores(truncated={"query": 0, "passage": 0})
     names = [suspect.name for suspect in suspects.suspects(ROW, had, REGISTRY)]
     assert [n for n in names if "tokens" in n] == ["128 tokens per query, 128 per passage"]
+
+
+def test_a_number_further_off_than_rounding_moves_one_has_no_precision_tried():
+    near, far = ([s.name for s in suspects.suspects(ROW, scores(value=v), {})] for v in (0.65, 0.6))
+    assert [name for name in near if name not in far] == ["float16 alone", "bfloat16 alone"]
 
 
 def test_a_revision_that_is_not_there_is_no_part_of_all_that_is_stated():
@@ -149,13 +154,13 @@ def test_the_setting_that_matches_is_named():
     assert words[-2:] == ["not tried", "could not be made"]
     assert list(suspects.told(found)) == [
         "why: intfloat/e5-small-v2 (e5) on beir/scifact test",
-        "  nDCG@10 published 0.68848, measured 0.60000: reproduced with mteb's prompts for "
+        "  nDCG@10 published 0.68848, measured 0.65000: reproduced with mteb's prompts for "
         "SciFact (0.68850)",
     ]
     (header, first, *rest) = suspects.table(found).splitlines()
     assert header.split("\t") == suspects.ANSWER_COLUMNS
     assert first.split("\t")[4:] == [
-        *("nDCG@10", "0.68848", "0.6", "mteb's prompts for SciFact", "0.6885", "2e-05"),
+        *("nDCG@10", "0.68848", "0.65", "mteb's prompts for SciFact", "0.6885", "2e-05"),
         *("reproduced", ""),
     ]
     assert rest[-2].endswith("not tried\tthat revision is not in the store")

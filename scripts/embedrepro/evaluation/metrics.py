@@ -7,13 +7,13 @@ It ranks by score, then by document id, both descending, whatever order a run li
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..errors import UserError, printable
-from ..search.runs import listings_of
+from ..search.runs import in_parallel, listings_of
 from .judgements import Judgements, dcg
 from .ranks import Relevant, Rule, blocks
 
@@ -161,7 +161,7 @@ def bootstrap(
     """Percentile bootstrap interval of each column's mean over queries (Efron, 1979).
 
     `values` is float64 (queries, measures); returns (2, measures): lower and upper end. The same
-    resampled queries serve every column. Memory stays near 40 MB for any number of queries.
+    resampled queries serve every column. Memory stays near 100 MB for any number of queries.
     """
     return bootstraps([values], resamples, seed, level)[0]
 
@@ -175,16 +175,28 @@ def bootstraps(
         return [np.zeros((2, table.shape[1])) for table in tables]
     different = {table.tobytes(): table for table in tables}  # protocols often agree
     means = {key: np.empty((resamples, table.shape[1])) for key, table in different.items()}
+    start = 0
+    for counts in in_parallel(_counts, _draws(queries, resamples, seed)):
+        for key, table in different.items():
+            means[key][start : start + len(counts)] = counts @ table / queries
+        start += len(counts)
+    tail = 50 * (1 - level)
+    ends = {key: np.percentile(mean, [tail, 100 - tail], axis=0) for key, mean in means.items()}
+    return [ends[table.tobytes()] for table in tables]
+
+
+def _draws(queries: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Resamples some at a time: int32 (rows, queries)."""
     rng = np.random.default_rng(seed)
     block = max(1, 2_000_000 // queries)
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)
-        drawn = rng.integers(0, queries, size=(rows, queries), dtype=np.int32)
-        counts = np.empty(drawn.shape)
-        for row, of_row in zip(counts, drawn, strict=True):
-            row[:] = np.bincount(of_row, minlength=queries)
-        for key, table in different.items():
-            means[key][start : start + rows] = counts @ table / queries
-    tail = 50 * (1 - level)
-    ends = {key: np.percentile(mean, [tail, 100 - tail], axis=0) for key, mean in means.items()}
-    return [ends[table.tobytes()] for table in tables]
+        yield rng.integers(0, queries, size=(rows, queries), dtype=np.int32)
+
+
+def _counts(drawn: np.ndarray) -> np.ndarray:
+    """How often each resample has each query: float64, shape of `drawn`."""
+    counts = np.empty(drawn.shape)
+    for row, of_row in zip(counts, drawn, strict=True):
+        row[:] = np.bincount(of_row, minlength=drawn.shape[1])
+    return counts

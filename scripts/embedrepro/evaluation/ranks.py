@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..search.runs import Listing, tie_order
+from ..search.runs import Listing, in_parallel, tie_order
 from .judgements import Judgements
 
 NEVER = 2**40  # a rank that no hit has
@@ -106,8 +106,7 @@ class Block:
 
 def blocks(listings: Iterable[Listing], judged: Judgements) -> Iterator[Block]:
     """A run made ready for all protocols at once."""
-    for hits in listings:
-        yield _block(hits, judged)
+    return in_parallel(partial(_block, judged=judged), listings)
 
 
 def _block(hits: Listing, judged: Judgements) -> Block:

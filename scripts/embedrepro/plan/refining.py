@@ -9,7 +9,7 @@ from ..encode import load_engine
 from ..encode.again import Again
 from ..encode.engine import Engine
 from ..files import write_record
-from ..search.refine import refine_row
+from ..search.refine import Refined, refine_row
 from .artifacts import Artifact
 from .command_line import Task
 from .tasks import search_row
@@ -37,9 +37,15 @@ def refine_runs(task: Task, runs: Sequence[Artifact]) -> None:
         found = refine_row(search_row(run), again, spec["depths"], device)
         measured = {k: v for k, v in asdict(found).items() if k not in ("rows", "scores")}
         write_record(run.beside[-1], measured | {"encoded_again": again.encoded})
-        print(
-            f"refine: {run.label}, {found.share:.2%} of the passages again in float32, first "
-            f"{found.exact_depth} ranks exact, largest error {found.largest_error:.1e}"
-        )
+        print(_told(run.label, found))
 
     task.each(runs, make)
+
+
+def _told(label: str, found: Refined) -> str:
+    if not found.exact_depth:
+        return f"rounding: {label}, scores off by at most {found.score_error:.1e}"
+    return (
+        f"refine: {label}, {found.share:.2%} of the passages again in float32, first "
+        f"{found.exact_depth} ranks exact, largest error {found.largest_error:.1e}"
+    )

@@ -22,7 +22,10 @@ from ..files import sealed, whole
 from .runs import Ids, Listing, in_parallel, trec_order
 
 META = b"embed-repro"
-SCHEMA = pa.schema([("query", pa.int32()), ("doc", pa.int64()), ("score", pa.float32())])
+TYPES = {"query": pa.int32(), "doc": pa.int64(), "score": pa.float32()}
+SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in TYPES.items()])
+# Rows and scores hardly shrink, and plain columns are read as fast as they are copied.
+PLAIN = {"compression": "none", "use_dictionary": ["query"], "write_statistics": False}
 Batch = tuple[int, np.ndarray, np.ndarray]  # first query, docs (g, m) int64, scores (g, m) float32
 
 
@@ -37,7 +40,7 @@ def write_hits(path: Path | str, batches: Iterable[Batch], meta: dict[str, Any])
     `meta`: rows [start, stop] in corpus.parquet, k, queries (count), queries_sha256, corpus_sha256.
     """
     schema = SCHEMA.with_metadata({META: json.dumps(meta, sort_keys=True).encode()})
-    with sealed(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+    with sealed(path) as temporary, pq.ParquetWriter(temporary, schema, **PLAIN) as writer:
         for first, docs, scores in regrouped(batches, group_size(meta["k"])):
             query = np.arange(first, first + len(docs), dtype=np.int32)
             columns = [np.repeat(query, docs.shape[1]), docs.ravel(), scores.ravel()]

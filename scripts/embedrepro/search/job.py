@@ -6,7 +6,9 @@ byte for byte, for any cut into pieces. What is there and whole is not made agai
 """
 
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import groupby
@@ -23,7 +25,7 @@ from ..vectors.dense import verify_array
 from ..vectors.embeddings import check_finite, check_pair, open_embeddings
 from .exact import search_array
 from .hits import Batch, Merge, group_size, read_hits, regrouped, write_hits
-from .runs import Ids, read_ids, write_listings
+from .runs import Ids, in_parallel, read_ids, write_listings
 
 if TYPE_CHECKING:
     from ..vectors.shard import Shard
@@ -123,7 +125,10 @@ def merge_rows(rows: Sequence[MergeRow]) -> None:
     """
     for row in rows:
         if not made(row.output):
-            merge = _merge(row)
+            with ThreadPoolExecutor(1) as pool:
+                merging = pool.submit(_merge, row)
+                deque(in_parallel(whole, row.hits), 0)  # hashed while ids are read
+                merge = merging.result()
             write_listings(row.output, merge.listings(read_hits(row.hits, merge)), row.tag)
 
 

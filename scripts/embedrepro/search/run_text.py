@@ -118,12 +118,13 @@ def _digits_of_block(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         shown[row, : len(text)] = [*text]
         used[row] = np.arange(WIDTH) < len(text)
     counts = np.bitwise_count(used.view(np.uint64))
-    return shown[used], counts[:, 0] + counts[:, 1]
+    return shown.ravel().compress(used.ravel()), counts[:, 0] + counts[:, 1]
 
 
 def _fixed(digits: np.ndarray, exponent: int) -> tuple[np.ndarray, np.ndarray]:
     """digits * 10^(exponent - 8), nine digits each: characters (n, WIDTH), which of them count."""
-    high, low = digits // 10**4, digits % 10**4
+    high = digits // 10**4
+    low = digits - high * 10**4  # cheaper than a remainder
     first = digits // 10**8
     middle = high - first * 10**4
     zeros = np.where(low, _ZEROS[low], 4 + _ZEROS[middle])
@@ -136,7 +137,7 @@ def _fixed(digits: np.ndarray, exponent: int) -> tuple[np.ndarray, np.ndarray]:
     else:  # sign _____ ddddddddd, with a point among them
         shown[:, 6 : 7 + exponent] = shown[:, 7 : 8 + exponent]
         shown[:, 7 + exponent] = ord(".")
-    return shown, _used(exponent)[zeros]
+    return shown, _used(exponent).take(zeros, axis=0)
 
 
 @lru_cache(16)

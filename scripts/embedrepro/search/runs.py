@@ -31,7 +31,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 QUERIES = 256  # of Python objects made into one listing
-READ = 2**25  # bytes of a run that are parsed at once
+READ = 2**24  # bytes of a run that are parsed at once
 COLUMNS = {
     "query": pa.string(),
     "q0": pa.string(),
@@ -207,63 +207,54 @@ class _Unusual(Exception):
 
 
 def _parsed(path: Path) -> Iterator[Listing]:
-    """`read_listings` of a run whose lines are as ours; raises `_Unusual` or pyarrow's for others.
-
-    A chunk's last query may go on in the next, so its lines wait for it.
-    """
+    """`read_listings` of a run of lines like ours; raises `_Unusual` or pyarrow's for others."""
     seen: set[str] = set()
-    waiting: list[pa.Table] = []
-    for table, more in in_parallel(_parse, _chunks(path)):
-        table = pa.concat_tables([*waiting, table])
-        hits = _listing(table)
-        last = len(hits.queries) - more
-        stop = int(hits.starts[last])
-        waiting = [table.slice(stop)]
-        if not last:
-            continue
-        hits = Listing(
-            hits.queries[:last], hits.starts[: last + 1], hits.docs[:stop], hits.scores[:stop]
-        )
-        names = hits.queries[:last].to_pylist()
-        if len(set(names)) < last or not seen.isdisjoint(names):
+    for hits in in_parallel(_parse, _chunks(path)):
+        names = set(hits.queries.to_pylist())
+        if len(names) < len(hits.queries) or not seen.isdisjoint(names):
             raise _Unusual
-        seen.update(names)
-        if not np.isfinite(hits.scores).all() or _comes_twice(hits):
-            raise _Unusual
+        seen |= names
         yield hits
 
 
-def _chunks(path: Path) -> Iterator[tuple[pa.Buffer, bool]]:
-    """Whole lines, about `READ` bytes at a time, and whether more follow."""
+def _chunks(path: Path) -> Iterator[pa.Buffer]:
+    """The lines of whole queries, about `READ` bytes at a time."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if not size:
             return
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def line_end(at: int) -> int:
+        return mapped.find(b"\n", at) + 1 or size
+
     text, start = pa.py_buffer(mapped), 0
     while start < size:
-        stop = mapped.rfind(b"\n", start, start + READ) + 1 or mapped.find(b"\n", start) + 1 or size
-        yield text.slice(start, stop - start), stop < size
+        stop = line_end(min(start + READ, size) - 1)
+        last = max(start, mapped.rfind(b"\n", start, stop - 1) + 1)
+        query = mapped[last : mapped.find(b" ", last, stop) + 1]
+        while query and mapped[stop : stop + len(query)] == query:
+            stop = line_end(stop)
+        yield text.slice(start, stop - start)
         start = stop
 
 
-def _parse(chunk: tuple[pa.Buffer, bool]) -> tuple[pa.Table, bool]:
+def _parse(text: pa.Buffer) -> Listing:
     from pyarrow import csv
 
-    text, more = chunk
-    return csv.read_csv(
+    size = min(len(text), 2**30)  # in one block, which needn't be joined
+    table = csv.read_csv(
         pa.BufferReader(text),
-        csv.ReadOptions(column_names=list(COLUMNS), block_size=2**22, use_threads=False),
+        csv.ReadOptions(column_names=list(COLUMNS), block_size=size, use_threads=False),
         csv.ParseOptions(delimiter=" ", quote_char=False, ignore_empty_lines=False),
         csv.ConvertOptions(column_types=COLUMNS, null_values=[], include_columns=USED),
-    ), more
-
-
-def _listing(table: pa.Table) -> Listing:
+    )
     query, doc, score = (table[name].combine_chunks() for name in ("query", "doc", "score"))
     runs = pc.run_end_encode(query, run_end_type=pa.int64())
-    starts = np.r_[0, runs.run_ends.to_numpy()]
-    return Listing(runs.values, starts, doc, score.to_numpy())
+    hits = Listing(runs.values, np.r_[0, runs.run_ends.to_numpy()], doc, score.to_numpy())
+    if not np.isfinite(hits.scores).all() or _comes_twice(hits):
+        raise _Unusual
+    return hits
 
 
 def _comes_twice(hits: Listing) -> bool:
