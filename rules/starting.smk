@@ -1,7 +1,7 @@
 # How a job starts: in which Python, on which devices, and what it needn't import itself.
 import shlex
 
-from embedrepro.plan.jobs import FORKED, SCRIPTS
+from embedrepro.plan.jobs import SCRIPTS
 from embedrepro.startup import forkserver_path, start_forkserver
 
 # Environments bring a python of their own; without them it is the one that runs Snakemake.
@@ -16,14 +16,14 @@ def command(job):
     share = " --shared" if job.shared else ""
     slot = f"{PYTHON} {FOLDER}/gpu_slot.py {job.gpu}{share} -- " if job.gpu else ""
     python = shlex.quote(job.python) if job.python else PYTHON
-    if job.rule in FORKED and not job.python:
+    if job.forked:
         python += f" -I -S {FOLDER}/forked.py {shlex.quote(FORKSERVER)}"
     return f"{slot}{python} {FOLDER}/{SCRIPTS[job.rule]}.py --plan {PLAN_FILE} --job {job.name}"
 
 
 def start_server():
     """Import what models need beside the first jobs, where jobs that need it run on this machine."""
-    asking = {job.name for job in jobs(*FORKED)}
+    asking = {job.name for job in PLAN.jobs if job.forked}
     waiting = (job for job in workflow.dag.needrun_jobs() if job.rule.name in asking)
     first = next(waiting, None)
     if first and workflow.local_exec and not DEPLOYED:

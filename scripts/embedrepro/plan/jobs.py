@@ -50,6 +50,11 @@ class Job:
     seconds: float = 0.0
     python: str = ""  # of an environment of its own; "" is the workflow's
 
+    @property
+    def forked(self) -> bool:
+        """Whether a process that imported torch already can become this job."""
+        return self.rule in FORKED and not self.python
+
 
 # The script of each kind of job.
 SCRIPTS = {
