@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from embedrepro.startup import THREADS, forkserver_path, start_forkserver
@@ -37,8 +38,8 @@ time.sleep(float(sys.argv[2]))
 
 
 def started(path, *modules):
-    os.environ.pop(OWN, None)
-    return start_forkserver(path, 2, modules)
+    with mock.patch.dict(os.environ, ENVIRONMENT, clear=True):
+        return start_forkserver(path, 2, modules)
 
 
 @pytest.fixture(scope="module")
