@@ -86,8 +86,7 @@ def stage_reranker(
     task = LOGITS if asks_in_modules(snapshot) and recipe == "cross-encoder" else TASKS[recipe]
     check_head(spec, snapshot, config, task)
     if recipe == LAYERWISE:
-        code: dict[str, Path] = {}
-        cls = "LayerWiseMiniCPMForCausalLM"
+        code, cls = {}, "LayerWiseMiniCPMForCausalLM"
         reason = "FlagEmbedding's class; custom code dropped"
         decisions.append(decision("class", cls, "FlagEmbedding", reason))
     else:
