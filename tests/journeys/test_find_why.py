@@ -90,7 +90,7 @@ def test_each_mistake_is_named(asked):
 def test_a_number_that_no_setting_gives_is_said_to_be_one(asked):
     workdir, _, done = asked
     mine = [row for row in answers(workdir) if row["published"] == "0.9"]
-    assert len(mine) > 3 and {row["verdict"] for row in mine} == {"lower"}
+    assert len(mine) >= 2 and {row["verdict"] for row in mine} == {"lower"}
     assert "settings gives it; nearest: " in done.screen
 
 
