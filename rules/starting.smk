@@ -1,8 +1,8 @@
 # How a job starts: in which Python, on which devices, and what it needn't import itself.
 import shlex
 
+from embedrepro.plan.forking import forkserver_path, start_forkserver
 from embedrepro.plan.jobs import SCRIPTS
-from embedrepro.startup import forkserver_path, start_forkserver
 
 # Environments bring a python of their own; without them it is the one that runs Snakemake.
 DEPLOYED = bool(workflow.deployment_settings.deployment_method)

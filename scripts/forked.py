@@ -8,7 +8,6 @@ kills the job. Standard library only, and little of it: it starts with every job
 
 # ruff: noqa: PTH109
 # (pathlib alone would double the time this takes to start)
-import array
 import json
 import os
 import signal
@@ -26,10 +25,9 @@ def ask(path: str, argv: list[str]) -> socket.socket | None:
     text = os.memfd_create("request")
     os.write(text, json.dumps(request).encode())
     connection = socket.socket(socket.AF_UNIX)
-    streams = array.array("i", [text, 0, 1, 2])
     try:
         connection.connect(path)
-        connection.sendmsg([b"?"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
+        socket.send_fds(connection, [b"?"], [text, 0, 1, 2])
         return connection if connection.recv(1) else None
     except OSError:
         return None  # it has ended, or never began

@@ -18,7 +18,7 @@ import selectors
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,9 @@ DIES_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 Request = dict[str, Any]
 
 
-def given() -> dict[str, str]:
-    """The environment in which modules are imported."""
-    return {name: value for name, value in os.environ.items() if name not in FREE}
+def bound(environment: Mapping[str, str]) -> dict[str, str]:
+    """What of an environment may have been read while modules were imported."""
+    return {name: value for name, value in environment.items() if name not in FREE}
 
 
 def ended() -> bool:
@@ -146,8 +146,7 @@ def receive(
             request = json.load(file)
     except (OSError, ValueError):
         return None
-    asked = {name: value for name, value in request["environment"].items() if name not in FREE}
-    if asked != environment:
+    if bound(request["environment"]) != environment:
         for stream in numbers[1:]:
             os.close(stream)
         return None
@@ -170,7 +169,7 @@ def main() -> None:
     path = Path(listener.getsockname())
     server = os.getpid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the jobs
-    environment = given()
+    environment = bound(os.environ)
     try:
         request = Server(listener, environment).run() if import_all(sys.argv[2:]) else None
     finally:

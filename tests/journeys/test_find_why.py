@@ -90,7 +90,12 @@ def test_each_mistake_is_named(asked):
 def test_a_number_that_no_setting_gives_is_said_to_be_one(asked):
     workdir, _, done = asked
     mine = [row for row in answers(workdir) if row["published"] == "0.9"]
-    assert len(mine) >= 2 and {row["verdict"] for row in mine} == {"lower"}
+    tried = {
+        "128 tokens per query, 128 per passage",
+        "titles joined",
+    }  # it is too far off for others
+    assert {row["setting"] for row in mine} == tried and len(mine) == len(tried)
+    assert {row["verdict"] for row in mine} == {"lower"}
     assert "settings gives it; nearest: " in done.screen
 
 

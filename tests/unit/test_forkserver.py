@@ -10,7 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from embedrepro.startup import THREADS, forkserver_path, start_forkserver
+from embedrepro.plan.forking import THREADS, forkserver_path, start_forkserver
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 OWN = "PYTEST_CURRENT_TEST"  # another one in each test
@@ -128,13 +128,19 @@ def test_without_a_server_it_is_a_process_of_its_own(tmp_path):
     assert json.loads(out)[0] is False
 
 
-def test_a_job_outlives_the_workflow_and_the_server_waits_for_it(tmp_path):
+def at_work(folder, seconds):
+    """A server's socket, the server, and its job, which has begun and lasts so long."""
     path = forkserver_path()
     process = started(path, "json")
-    began = tmp_path / "began"
-    job = forked(path, script(tmp_path, WAIT), str(began), "2")
+    began = folder / "began"
+    job = forked(path, script(folder, WAIT), str(began), str(seconds))
     while not began.exists():
         time.sleep(0.05)
+    return path, process, job
+
+
+def test_a_job_outlives_the_workflow_and_the_server_waits_for_it(tmp_path):
+    _, process, job = at_work(tmp_path, 2)
     process.stdin.close()
     time.sleep(0.5)
     assert process.poll() is None
@@ -143,12 +149,7 @@ def test_a_job_outlives_the_workflow_and_the_server_waits_for_it(tmp_path):
 
 
 def test_a_server_that_is_killed_takes_its_jobs_along(tmp_path):
-    path = forkserver_path()
-    process = started(path, "json")
-    began = tmp_path / "began"
-    job = forked(path, script(tmp_path, WAIT), str(began), "60")
-    while not began.exists():
-        time.sleep(0.05)
+    path, process, job = at_work(tmp_path, 60)
     process.kill()
     process.wait()
     _, err = job.communicate(timeout=20)
