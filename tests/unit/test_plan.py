@@ -235,6 +235,22 @@ def test_a_large_corpus_is_cut_where_it_is_encoded():
     assert len({run.spec["refined"] for run in runs}) == 2
 
 
+def test_encoding_again_costs_a_quarter_of_the_fast_pass(monkeypatch):
+    """Products alone at 1.5 billion parameters, 13 times slower; MiniLM's tokenizer counts too."""
+    known = KNOWN_MODELS["Org/Known-1.5B"] | {"parameters": 1_500_000_000}
+    monkeypatch.setitem(KNOWN_MODELS, "Org/Large", known)
+    for tflops in (300, 20):
+        made = plan(
+            models=[{"id": "Org/Known-1.5B"}, {"id": "Org/Large"}],
+            datasets=["msmarco-passage"],
+            plan={"tflops": tflops},
+        )
+        runs = [a for a in made.artifacts.values() if a.step == "refine"]
+        large, small = sorted({run.spec["share"] for run in runs})
+        assert large == pytest.approx(1 / 4 / 13, abs=1e-4)
+        assert 3 * large < small < 4 * large
+
+
 def test_the_ways_of_m3_are_rows_of_one_encoding():
     models = [{"id": "Org/Known-1.5B", "kind": "m3", "weights": [1, 0, 1]}]
     made = plan(models=models, datasets=[{"name": "beir/scifact", "shards": 3}])

@@ -11,6 +11,7 @@ from embedrepro.search.refine import sampled_error
 from embedrepro.vectors.dense import save_array
 
 DEPTHS = (10, 100)
+QUARTER = 0.25  # of the corpus
 
 
 class Arrays:
@@ -67,7 +68,7 @@ def made(seed, n=3000, clusters=None, noise=5e-4, queries=20, dim=32):
 def test_the_first_ranks_are_those_of_float32(seed, noise, clusters):
     corpus = made(seed, clusters=clusters, noise=noise)
     error = sampled_error(corpus, corpus.encode)
-    found = refine.refine(corpus, corpus.encode, corpus.ids.take, 120, error, DEPTHS)
+    found = refine.refine(corpus, corpus.encode, corpus.ids.take, 120, error, DEPTHS, QUARTER)
     rows, scores = corpus.truth(120)
     k = found.exact_depth
     assert k in DEPTHS and found.rows.shape == (20, 120)
@@ -78,13 +79,13 @@ def test_the_first_ranks_are_those_of_float32(seed, noise, clusters):
     assert found.largest_error <= found.error
     again = np.concatenate(corpus.encoded[1:])
     assert found.share == len(np.unique(again)) / len(corpus)
-    assert k == 10 or found.share <= refine.SHARE
+    assert k == 10 or found.share <= QUARTER
 
 
 def test_deeper_ranks_cost_a_quarter_at_most():
     corpus = made(5, noise=3e-2)
     error = sampled_error(corpus, corpus.encode)
-    found = refine.refine(corpus, corpus.encode, corpus.ids.take, 120, error, DEPTHS)
+    found = refine.refine(corpus, corpus.encode, corpus.ids.take, 120, error, DEPTHS, QUARTER)
     assert found.exact_depth == 10
     rows, _ = corpus.truth(10)
     assert (found.rows[:, :10] == rows).all()
@@ -109,7 +110,7 @@ def test_a_margin_that_was_too_small_grows():
     fast[1] -= query[0] * np.float32(0.0004)  # just more than is assumed
     fast[2] += query[0] * np.float32(0.0030)
     corpus = Arrays(query, exact, fast)
-    found = refine.refine(corpus, corpus.encode, corpus.ids.take, 40, 1e-4, (1,))
+    found = refine.refine(corpus, corpus.encode, corpus.ids.take, 40, 1e-4, (1,), QUARTER)
     assert found.rounds > 1 and found.error > 0.0065
     assert found.rows[0, 0] == 0
     assert found.scores[0, 0] == corpus.truth(1)[1][0, 0]
@@ -119,7 +120,7 @@ def test_candidates_beyond_the_lists_are_searched_for():
     """More near-ties than the run is deep."""
     corpus = made(9, n=2000, clusters=3, noise=2e-3)
     error = sampled_error(corpus, corpus.encode)
-    found = refine.refine(corpus, corpus.encode, corpus.ids.take, 12, error, (10,))
+    found = refine.refine(corpus, corpus.encode, corpus.ids.take, 12, error, (10,), QUARTER)
     rows, scores = corpus.truth(10)
     assert found.rows.shape == (20, 12)
     assert (found.rows[:, :10] == rows).all() and (found.scores[:, :10] == scores).all()
@@ -128,7 +129,9 @@ def test_candidates_beyond_the_lists_are_searched_for():
 def test_a_small_corpus_and_zero_queries():
     corpus = made(11, n=7)
     corpus.queries[3] = 0
-    found = refine.refine(corpus, corpus.encode, corpus.ids.take, 100, 1e-3)
+    found = refine.refine(
+        corpus, corpus.encode, corpus.ids.take, 100, 1e-3, (10, 100, 1000), QUARTER
+    )
     rows, scores = corpus.truth(100)
     assert found.exact_depth == 7 and found.share == 1
     assert (found.rows == rows).all() and (found.scores == scores).all()
@@ -152,7 +155,7 @@ def test_a_row_is_refined_to_the_same_run_for_any_number_of_pieces(tmp_path, spa
             start, stop = len(corpus) * i // pieces, len(corpus) * (i + 1) // pieces
             save_array(path, corpus.fast[start:stop], rows=[start, stop])
         row = Row(tmp_path / "q.npy", paths, *ids, 50, "m", tmp_path / f"{pieces}.trec", spare)
-        found = refine.refine_row(row, corpus.encode, (10,))
+        found = refine.refine_row(row, corpus.encode, (10,), QUARTER)
         assert found.exact_depth == 10 + spare
         runs.append((tmp_path / f"{pieces}.trec").read_text())
     assert runs[0] == runs[1]

@@ -433,6 +433,7 @@ class Catalogue:
         depths = refined_depths(self.experiment.metrics) if model.precision == "exact" else []
         again = {
             "depths": depths,
+            "share": cost.again_share(model),
             "staged": self.stage(model).spec["folder"],
             "prompt": settings["prompt"],
             "title": dataset.title,
@@ -442,7 +443,7 @@ class Catalogue:
         stage, corpus = self.stage(model).path, self.corpus(dataset).path
         inputs = (spec["vectors"], spec["pieces"], stage, corpus)
         return self.run_artifact(
-            "refine", model, dataset, split, [*parts, depths], spec | again, inputs
+            "refine", model, dataset, split, [*parts, depths, again["share"]], spec | again, inputs
         )
 
     def run_artifact(

@@ -1,8 +1,9 @@
 """What work costs: characters, tokens and seconds of one device, from what is known beforehand.
 
 Only for cutting work into jobs and for telling people: no number of a result comes from here. But
-for one: whether a corpus is computed in float32 or in a fast precision. So these estimates read the
-config, the registry and the size of local files, never a clock or a device.
+for two: whether a corpus is computed in float32 or in a fast precision, and how much of it may be
+encoded again. So these estimates read the config, the registry and the size of local files, never a
+clock or a device.
 """
 
 from ..datasets.registry import Estimate
@@ -18,6 +19,8 @@ LITTLE = 5e14  # multiplications and additions; below, float32 costs seconds on 
 PIECES = 64  # of a large corpus, so that many devices come out even
 PIECE_SECONDS = (15.0, 35.0)  # least and most device time of a piece: what a killed job may lose
 JOB_SECONDS = 70.0  # device time of a job, a seventh of it start-up (see also encode.claims)
+TFLOPS, FLOAT32_TFLOPS = 650.0, 50.0  # an H100's or H200's products (tests/benchmarks/products.py)
+QUARTER = 0.25  # of the fast pass: what making ranks after the first exact may cost
 COMPILE_SECONDS = 75.0  # device time above which compiling saves more than it takes
 SHARED_SECONDS = 15.0  # device time of a job that is over before it has started up, nearly
 START_SECONDS = 12.0  # until a process that computes has imported everything
@@ -49,6 +52,15 @@ def encode_seconds(model: Model, chars: int, tflops: float) -> float:
         return chars / SERVER_CHARACTERS
     tokens = chars / CHARACTERS_A_TOKEN
     return max(encode_work(model, chars) / (tflops * 1e12 * SHARE), tokens / TOKENS_A_SECOND)
+
+
+def again_share(model: Model) -> float:
+    """The share of a corpus that costs a quarter of its fast pass when encoded again in float32.
+
+    Of no device, since it decides which ranks are exact.
+    """
+    fast, exact = (encode_seconds(model, 10**9, rate) for rate in (TFLOPS, FLOAT32_TFLOPS))
+    return round(QUARTER * fast / exact, 4)
 
 
 def search_seconds(documents: int) -> float:

@@ -34,7 +34,7 @@ def refine_runs(task: Task, runs: Sequence[Artifact]) -> None:
             kept,
             spec["dimensions"],
         )
-        found = refine_row(search_row(run), again, spec["depths"], device)
+        found = refine_row(search_row(run), again, spec["depths"], spec["share"], device)
         measured = {k: v for k, v in asdict(found).items() if k not in ("rows", "scores")}
         write_record(run.beside[-1], measured | {"encoded_again": again.encoded})
         print(_told(run.label, found))

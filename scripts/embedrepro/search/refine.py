@@ -31,7 +31,6 @@ from .job import Corpus, Queries, Row, open_row
 from .runs import Ids, write_listings
 
 MARGIN = 1.5  # how much larger than the largest error seen the assumed one is
-SHARE = 0.25  # of the corpus that may be encoded again for depths after the first
 SAMPLE = 256  # documents whose error is measured before anything is known
 BATCH = 2**14  # documents encoded again at a time
 
@@ -75,17 +74,17 @@ class Refined:
 
 
 def refine_row(
-    row: Row, encode_rows: EncodeRows, depths: Sequence[int], device: str = "auto"
+    row: Row, encode_rows: EncodeRows, depths: Sequence[int], share: float, device: str = "auto"
 ) -> Refined:
     """`job.search_rows` of one row whose corpus is stored in a fast precision, refined.
 
-    `depths` as for `refine`; a run that spares identical ids is exact one deeper than each.
+    `depths`, `share` as for `refine`; a run that spares identical ids is exact one deeper.
     """
     asked, merge, pieces = open_row(row)
     fast = FastCorpus(asked, pieces, merge.docs, device)
     depths = [depth + row.spare_identical_ids for depth in depths]
     error = sampled_error(fast, encode_rows)
-    found = refine(fast, encode_rows, merge.docs.take, merge.depth, error, depths)
+    found = refine(fast, encode_rows, merge.docs.take, merge.depth, error, depths, share)
     batches = regrouped([(0, found.rows, found.scores)], group_size(merge.depth))
     write_listings(row.output, merge.listings([batch] for batch in batches), row.tag)
     return found
@@ -117,13 +116,13 @@ def refine(
     ids: Ids,
     depth: int,
     error: float,
-    depths: Sequence[int] = (10, 100, 1000),
-    share: float = SHARE,
+    depths: Sequence[int],
+    share: float,
 ) -> Refined:
     """Search `depth` deep and make the first ranks exact (see above).
 
     `error`: assumed at first, for a query of norm 1. `depths`: to be made exact, upwards: the first
-    always, each other one if no more than `share` of the corpus is encoded again for it.
+    always, each other one if no more than `share` of the corpus (0 to 1) is encoded again for it.
     """
     work = _Refinement(fast, encode_rows, depth, error)
     depths = sorted({min(k, depth, len(fast)) for k in depths})
