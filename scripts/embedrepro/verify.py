@@ -32,13 +32,17 @@ def damage(root: Path | str) -> Iterator[str]:
 
 def check_of(path: Path) -> Callable[[Path], object] | None:
     """What proves a file, by its name; the files that it lists are proven with it."""
-    by_name = {
+    by_name: dict[str, Callable[[Path], object]] = {
         "corpus.json": _dataset,
         "split.json": _dataset,
         "stage.json": _staged,
         "manifest.json": _snapshot,
     }
-    by_suffix = {".sha256": _sealed, ".npy": load_array, ".json": read_json}
+    by_suffix: dict[str, Callable[[Path], object]] = {
+        ".sha256": _sealed,
+        ".npy": load_array,
+        ".json": read_json,
+    }
     if path.name in by_name:
         return by_name[path.name]
     return by_suffix.get(path.suffix)

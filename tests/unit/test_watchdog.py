@@ -158,13 +158,15 @@ def test_helpers_that_fail_are_not_workers():
 def test_when_the_watchdog_is_asked_to_end_nothing_is_left(pool, number, tmp_path):
     script = Path(pool[1])
     script.write_text(script.read_text().replace("done.put(item)", "time.sleep(60)"))
-    caller = f"from embedrepro import watchdog; watchdog.run({[*pool, 'x']!r}, timeout=60)"
+    caller = (
+        f"from embedrepro.evaluation import watchdog; watchdog.run({[*pool, 'x']!r}, timeout=60)"
+    )
     log = tmp_path / "log"
     with log.open("w") as file:
         watching = subprocess.Popen(
             [sys.executable, "-c", caller],
             stderr=file,
-            env=os.environ | {"PYTHONPATH": str(Path(watchdog.__file__).parents[1])},
+            env=os.environ | {"PYTHONPATH": str(Path(watchdog.__file__).parents[2])},
         )
         while "pids" not in log.read_text():
             assert watching.poll() is None

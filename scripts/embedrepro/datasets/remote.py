@@ -46,7 +46,7 @@ class Hub:
         from ..sources.hub_client import TIMEOUT, patiently
 
         def ask() -> None:
-            HfApi().dataset_info(self.id, revision=self.revision, timeout=TIMEOUT)  # type: ignore[arg-type]
+            HfApi().dataset_info(self.id, revision=self.revision, timeout=TIMEOUT)
 
         try:
             patiently(ask, f"hub {self.id}", first_contact=True)

@@ -22,7 +22,7 @@ from .batches import SHORT
 try:
     from .short_attention import attend_short
 except ImportError:  # no Triton where there is no GPU
-    attend_short = None
+    attend_short = None  # type: ignore[assignment]
 
 # torch < 2.12 takes grouped heads without being told.
 NAMES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
@@ -63,7 +63,7 @@ def varlen_attention(
     `left`, `right`: how far a token sees, -1 without bound; right = 0 is causal.
     """
     # By the class of length that a batch is of, so a sequence always meets the same kernel.
-    if attend_short and query.is_cuda and layout.longest <= SHORT:
+    if attend_short is not None and query.is_cuda and layout.longest <= SHORT:
         window = (left, right)
         return attend_short(query, key, value, layout.offsets, layout.longest, window, scale)
     where = (layout.offsets, layout.offsets, layout.longest, layout.longest)

@@ -26,8 +26,10 @@ from .families import PACKED_MODEL_TYPES
 FAST = "fast"  # as a piece's dtype: what stage.json's fast_dtype names
 # What may be laid over stage.json. `engine` and `max_length` are for tests and comparisons: the
 # workflow states them to staging.
-SETTINGS = ("query_prompt", "passage_prompt", "max_length", "dtype", "engine", "dimensions")
-SETTINGS += ("address",)  # where a model on a server is now
+SETTINGS = (
+    *("query_prompt", "passage_prompt", "max_length", "dtype", "engine", "dimensions"),
+    "address",  # where a model on a server is now
+)
 
 SERVED = ("server", "address")  # facts of a model on a server alone
 

@@ -118,8 +118,8 @@ class ModuleEngine(Generic[PartType]):
         most = self._most_tokens()
         self.tokens_per_batch = tokens_per_batch or min(default, most or default)
         family = family_of(self.model, facts) if self._can_varlen() else None
-        given = facts, family, tokens_per_batch or most, self._forward
-        self.flat = Flat(self.model, *given) if family else None
+        given = tokens_per_batch or most, self._forward
+        self.flat = Flat(self.model, facts, family, *given) if family else None
         self._flat_inputs: dict[str, tuple[Tokeniser, dict[str, Any]] | None] = {}
 
     def _prepare(self, trunk: PreTrainedModel) -> None:

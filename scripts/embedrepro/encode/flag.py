@@ -102,18 +102,18 @@ class FlagEngine:
 
     def _parts(self, tokeniser: Tokeniser, texts: Iterable[str], kept: int) -> Iterator[Part]:
         self.embedder.truncate_dim = kept
-        kept: list[str] = []
+        held: list[str] = []
 
         def keeping() -> Iterator[str]:
             for text in texts:
-                kept.append(text)
+                held.append(text)
                 yield text
 
         chunks = tokeniser.chunks(keeping())
         first = 0
         while window := list(islice(chunks, WINDOW)):
             rows = int(window[-1].rows[-1]) + 1 - first
-            some, kept[:rows] = kept[:rows], []
+            some, held[:rows] = held[:rows], []
             yield from self._window(first, some, window, tokeniser)
             first += rows
 

@@ -153,4 +153,4 @@ def replace_linear(layers: torch.nn.Module, activation: str | None) -> None:
         for name, child in parent.named_children():
             parts = [getattr(child, f"{part}_proj", None) for part in ("gate", "up", "down")]
             if activation == "silu" and all(isinstance(part, Fp8Linear) for part in parts):
-                setattr(parent, name, Fp8Gated(*parts))
+                setattr(parent, name, Fp8Gated(*parts))  # type: ignore[arg-type]

@@ -54,9 +54,8 @@ def check_lengths(
     rope = getattr(model.config, "rope_parameters", None) or {}
     kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
     for kind in kinds:
-        start: int = kind.get("original_max_position_embeddings") or getattr(
-            model.config, "max_position_embeddings", longest
-        )
+        largest: int = getattr(model.config, "max_position_embeddings", longest)
+        start: int = kind.get("original_max_position_embeddings") or largest
         if kind.get("rope_type") in CHANGING_ROPE and longest > start:
             raise UserError(
                 f"{printable(facts.model_id)}: its rotary positions ({kind['rope_type']}) beyond "

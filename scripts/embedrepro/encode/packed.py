@@ -258,6 +258,7 @@ def narrow_forward(layer: torch.nn.Module, hidden: torch.Tensor, **given: Any) -
     """
     attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden), **given)
     pooled = attention.layout.pooled
+    assert pooled is not None  # who narrows lays it out so
     blocks = []
     for start in range(0, len(pooled), NARROW_ROWS):
         some = pooled[start : start + NARROW_ROWS]

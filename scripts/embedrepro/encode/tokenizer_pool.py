@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -51,7 +51,7 @@ class Pool:
         self.count = count
         self.processes = [_start() for _ in range(count)]
         # First in, first out, and always one for each thread: none waits, even if some are dead.
-        self.free: queue.SimpleQueue[subprocess.Popen] = queue.SimpleQueue()
+        self.free: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
         for process in self.processes:
             self.free.put(process)
         self.threads = ThreadPoolExecutor(count)
@@ -79,16 +79,18 @@ class Pool:
         self.threads.shutdown()  # whoever still waited for an answer has none now
         for process in self.processes:
             process.wait()
-            process.stdout.close()
+            asking, answering = pipes(process)
+            answering.close()
             with suppress(OSError):
-                process.stdin.close()
+                asking.close()
 
     def _ask(self, message: Any) -> Any:
         process = self.free.get()
         try:
-            pickle.dump(message, process.stdin, pickle.HIGHEST_PROTOCOL)
-            process.stdin.flush()
-            return pickle.load(process.stdout)
+            asking, answering = pipes(process)
+            pickle.dump(message, asking, pickle.HIGHEST_PROTOCOL)
+            asking.flush()
+            return pickle.load(answering)
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             process.kill()
             raise RuntimeError(f"a tokenizer process ended, status {process.wait()}") from error
@@ -96,7 +98,13 @@ class Pool:
             self.free.put(process)
 
 
-def _start() -> subprocess.Popen:
+def pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
+    """Its standard input and output."""
+    assert process.stdin is not None and process.stdout is not None
+    return process.stdin, process.stdout
+
+
+def _start() -> subprocess.Popen[bytes]:
     one = {name: "1" for name in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS")}
     return subprocess.Popen(
         # -P: this folder's modules are not to hide others of the same name.

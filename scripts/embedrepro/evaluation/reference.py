@@ -235,7 +235,7 @@ def compare_run(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def table(parity: list[dict[str, Any]]) -> str:
     """The parity table as text."""
     head = ("model", "dataset", "split", "metric", "FlagEmbedding", "ours", "delta")
-    lines = [head]
+    lines: list[tuple[str, ...]] = [head]
     for row in parity:
         numbers = (f"{row['flagembedding']:.5f}", f"{row['ours']:.5f}", f"{row['delta']:+.5f}")
         names = (printable(row[key], 60) for key in ("model_id", "dataset", "split", "metric"))

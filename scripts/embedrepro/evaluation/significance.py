@@ -69,7 +69,7 @@ def _bar(differences: np.ndarray) -> float:
     return abs(differences.sum()) - 1e-12 * np.abs(differences).sum()
 
 
-def holm(p: Sequence[float]) -> np.ndarray:
+def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     """Holm's adjusted p-values (step-down Bonferroni), in the order given."""
     p = np.asarray(p, dtype=np.float64)
     order = np.argsort(p, kind="stable")

@@ -30,8 +30,9 @@ LENGTHS = (128, 256, 512, 8192)  # that publishers cut at when the model would r
 PRECISIONS = ("float32", "float16", "bfloat16")
 BY_ROUNDING = 0.05  # widest half of a rounding interval in bfloat16, MiniLM on XQuAD: 0.036
 # Facts besides prompts and lengths that a config may state wrongly.
-STATED = ("pooling", "normalize", "attention", "end_token", "padding_side", "include_prompt")
-STATED += ("native",)
+STATED = (
+    *("pooling", "normalize", "attention", "end_token", "padding_side", "include_prompt", "native"),
+)
 AS_PUBLISHED = "all that the publisher states"
 TABLE = "why.tsv"
 NOT_TRIED, NOT_MADE = "not tried", "could not be made"

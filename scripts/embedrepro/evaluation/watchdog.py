@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 from ..errors import UserError, printable
 
@@ -74,7 +74,7 @@ def run(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        output = Output(process.stdout)
+        output = Output(cast(BinaryIO, process.stdout))
         watch = Watch(process.pid)
         try:
             while process.poll() is None:

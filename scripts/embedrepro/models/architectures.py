@@ -9,6 +9,7 @@ from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 
@@ -52,7 +53,7 @@ def _tables(file: Path) -> dict[str, dict[str, str]]:
                     key, value = pair.elts
                     first = value.elts[0] if isinstance(value, ast.Tuple) else value
                     if isinstance(key, ast.Constant) and isinstance(first, ast.Constant):
-                        rows[key.value] = first.value
+                        rows[str(key.value)] = str(first.value)
     return tables
 
 
@@ -90,10 +91,11 @@ def flagembedding_mapping() -> dict[str, dict[str, str]]:
         name, call = node.elts
         if isinstance(name, ast.Constant) and isinstance(call, ast.Call):
             named = {keyword.arg: keyword.value for keyword in call.keywords}
-            text = named.get("query_instruction_format")
-            table[name.value] = {
-                "class": call.args[0].id,
-                "pooling": call.args[1].attr.lower(),
+            text: Any = named.get("query_instruction_format")
+            words: list[Any] = call.args  # a class's name, PoolingMethod.CLS
+            table[str(name.value)] = {
+                "class": words[0].id,
+                "pooling": words[1].attr.lower(),
                 "format": text.value if text is not None else "{}{}",
             }
     return table
@@ -127,5 +129,6 @@ def flagembedding_rerankers() -> dict[str, str]:
         if isinstance(node, ast.Tuple) and len(node.elts) == 2:
             name, call = node.elts
             if isinstance(name, ast.Constant) and isinstance(call, ast.Call):
-                table[name.value] = RERANKER_CLASSES[call.args[0].id]
+                words: list[Any] = call.args
+                table[str(name.value)] = RERANKER_CLASSES[words[0].id]
     return table

@@ -241,6 +241,7 @@ class Probe:
             yield finding("code", native, f"{name} of {type(self.model).__module__}")
             return
         source = sys.modules[type(self.model).__module__].__file__
+        assert source is not None  # code of its own is a file
         same = hashlib.sha256(Path(source).read_bytes()).hexdigest() in kept.values()
         detail = f"{type(self.model).__name__} runs from {'the staged' if same else 'other'} code"
         yield finding("code", same, detail)

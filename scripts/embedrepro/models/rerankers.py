@@ -86,7 +86,8 @@ def stage_reranker(
     task = LOGITS if asks_in_modules(snapshot) and recipe == "cross-encoder" else TASKS[recipe]
     check_head(spec, snapshot, config, task)
     if recipe == LAYERWISE:
-        code, cls = {}, "LayerWiseMiniCPMForCausalLM"
+        code: dict[str, Path] = {}
+        cls = "LayerWiseMiniCPMForCausalLM"
         reason = "FlagEmbedding's class; custom code dropped"
         decisions.append(decision("class", cls, "FlagEmbedding", reason))
     else:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from .collect import Column, Key, Model, Report, Score
 
@@ -44,7 +45,10 @@ def chart(report: Report, column: Column) -> Chart | None:
     rows.sort(key=lambda row: -row[1].value)
     ends = [x for _, score, value in rows for x in (*score, value) if x is not None]
     low, high, step = axis(min(ends), max(ends))
-    place = lambda x: None if x is None else round(100 * (x - low) / (high - low), 2)  # noqa: E731
+
+    def place(x: float | None) -> Any:  # None where that is
+        return None if x is None else round(100 * (x - low) / (high - low), 2)
+
     dots = [
         Dot(model, s, place(s.value), place(s.low), place(s.high), place(value))
         for model, s, value in rows

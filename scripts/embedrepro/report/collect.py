@@ -111,12 +111,14 @@ class Report:
         width is sqrt(sum of squared half widths) / number of datasets.
         """
         scores = [self.score(column.key(model), metric) for column in self.columns]
-        if not scores or any(score is None for score in scores):
+        known = [score for score in scores if score is not None]
+        if not known or len(known) < len(scores):
             return None
-        mean = sum(score.value for score in scores) / len(scores)
-        if any(score.low is None for score in scores):
+        mean = sum(score.value for score in known) / len(known)
+        widths = [s.high - s.low for s in known if s.low is not None and s.high is not None]
+        if len(widths) < len(known):
             return Score(mean, None, None)
-        half = math.hypot(*((score.high - score.low) / 2 for score in scores)) / len(scores)
+        half = math.hypot(*(width / 2 for width in widths)) / len(widths)
         return Score(mean, mean - half, mean + half)
 
     def best(self, column: Column, metric: str) -> float | None:

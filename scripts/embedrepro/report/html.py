@@ -82,7 +82,7 @@ def board(report: Report, metric: str) -> dict[str, Any]:
             "model": model,
             "index": report.models.index(model),
             "average": averages[model.slug],
-            "best": averages[model.slug] is not None and averages[model.slug].value == top,
+            "best": top is not None and top == getattr(averages[model.slug], "value", None),
             "cells": [cell(report, column, model, metric, best) for column in report.columns],
         }
         for model in report.ranked(metric)

@@ -18,8 +18,10 @@ from .markdown import markdown
 from .tables import metrics_tsv, provenance, speed_tsv
 from .terminal import summary
 
-PACKAGES = ("snakemake", "torch", "transformers", "FlagEmbedding", "sentence-transformers")
-PACKAGES += ("huggingface_hub", "numpy", "pyarrow", "pytrec-eval-terrier")
+PACKAGES = (
+    *("snakemake", "torch", "transformers", "FlagEmbedding", "sentence-transformers"),
+    *("huggingface_hub", "numpy", "pyarrow", "pytrec-eval-terrier"),
+)
 
 
 def write_report(spec: Mapping[str, Any], folder: Path) -> Report:
@@ -112,9 +114,10 @@ def show(folder: Path, rows: Sequence[Mapping[str, str]], results: Path) -> str:
     return f"{text}Report: {results / 'report.html'}"
 
 
-VIEWED = ("report.html", "report.md", "report.tex", "metrics.tsv", "verdicts.tsv", "speed.tsv")
-VIEWED += ("summary.txt", "comparisons.json", "parity.json", "provenance.json")
-VIEWED += ("why.tsv",)
+VIEWED = (
+    *("report.html", "report.md", "report.tex", "metrics.tsv", "verdicts.tsv", "speed.tsv"),
+    *("summary.txt", "comparisons.json", "parity.json", "provenance.json", "why.tsv"),
+)
 
 
 def shown(source: Path, target: Path) -> bool:

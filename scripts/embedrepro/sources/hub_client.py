@@ -43,7 +43,7 @@ from .snapshot import (
 COMMIT = re.compile(r"[0-9a-f]{40}")
 WAITS = (1, 2, 4, 8)  # seconds before each further try
 LONGEST_WAIT = 300  # the hub counts requests in windows of five minutes
-TIMEOUT = httpx2.Timeout(10, connect=5)
+TIMEOUT: Any = httpx2.Timeout(10, connect=5)  # huggingface_hub says float, and passes it on
 WORKERS = 8
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ def fetch_hub(
     first. Raises `Unreachable` when the hub does not answer, `UserError` when it answers no.
     """
     where = f"hub {repo}"
-    if not COMMIT.fullmatch(revision or ""):
+    if revision is None or not COMMIT.fullmatch(revision):
         shown = f"revision '{printable(revision)}' can move" if revision else "no revision is given"
         raise UserError(f"{where}: {shown}; pin the 40 hex digits of a commit{now(repo, revision)}")
     try:

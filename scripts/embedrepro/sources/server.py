@@ -257,7 +257,7 @@ class Server:
 
     def rerank(self, query: str, texts: Sequence[str]) -> list[float]:
         """How well each of `texts` answers `query`: the model's own numbers, no sigmoid."""
-        asked = {"query": query, "texts": list(texts), "raw_scores": True} | CUT["tei"]
+        asked = {"query": query, "texts": list(texts), "raw_scores": True, **CUT["tei"]}
         rows = self.in_order(self.send("POST", "/rerank", asked), len(texts), "score")
         return [float(score) if isinstance(score, int | float) else float("nan") for score in rows]
 

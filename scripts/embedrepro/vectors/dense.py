@@ -111,7 +111,7 @@ class ArrayWriter:
         starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
         for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
             place = self.begin + int(rows[start]) * self.width
-            _write_all(self.file.fileno(), memoryview(vectors[start:stop]).cast("B"), place)
+            _write_all(self.file.fileno(), vectors[start:stop].data.cast("B"), place)
         self.written[rows] = True
 
     def __enter__(self) -> "ArrayWriter":

@@ -23,6 +23,7 @@ class Shard:
 
     def __init__(self, path: Path | str, device: str):
         array, self.meta = open_embeddings(path, verify=False)
+        assert isinstance(array, np.memmap)
         self.path, self.device = path, device
         self.rows, self.dim = array.shape
         self.dtype = torch.float16 if array.dtype == np.float16 else torch.float32
@@ -95,8 +96,9 @@ class Shard:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
             def read(number: int) -> torch.Tensor:
-                if cuda and number >= 3:
-                    copied[number % 3].synchronize()
+                before = copied[number % 3] if number >= 3 else None
+                if before is not None:
+                    before.synchronize()
                 block = buffers[number % 3][: min(size, self.rows - starts[number])]
                 read_whole(file, memoryview(block.numpy()).cast("B"), self.path)
                 return block
