@@ -174,15 +174,16 @@ def bootstraps(
     if queries == 0:
         return [np.zeros((2, table.shape[1])) for table in tables]
     different = {table.tobytes(): table for table in tables}  # protocols often agree
-    means = {key: np.empty((resamples, table.shape[1])) for key, table in different.items()}
-    start = 0
-    for counts in in_parallel(_counts, _draws(queries, resamples, seed)):
-        for key, table in different.items():
-            means[key][start : start + len(counts)] = counts @ table / queries
-        start += len(counts)
+
+    def means(drawn: np.ndarray) -> list[np.ndarray]:
+        counts = _counts(drawn)
+        return [counts @ table / queries for table in different.values()]
+
+    parts = zip(*in_parallel(means, _draws(queries, resamples, seed)), strict=True)
     tail = 50 * (1 - level)
-    ends = {key: np.percentile(mean, [tail, 100 - tail], axis=0) for key, mean in means.items()}
-    return [ends[table.tobytes()] for table in tables]
+    ends = [np.percentile(np.concatenate(part), [tail, 100 - tail], axis=0) for part in parts]
+    of = dict(zip(different, ends, strict=True))
+    return [of[table.tobytes()] for table in tables]
 
 
 def _draws(queries: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
