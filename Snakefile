@@ -31,6 +31,7 @@ rule all:
     localrule: True
     conda:
         "envs/data.yaml"
+    threads: SHOW_THREADS
     shell:
         show() + " 2>&1 | tee {log:q}"
 

@@ -43,6 +43,7 @@ rule reproduce:
     localrule: True
     conda:
         "../envs/data.yaml"
+    threads: SHOW_THREADS
     shell:
         show("--require") + " 2>&1 | tee {log:q}"
 

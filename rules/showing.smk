@@ -1,9 +1,11 @@
 # The commands that show what was made, and that make what a mistake elsewhere held up.
 
+SHOW_THREADS = 2  # as all that is forked
+
 
 def show(*options):
     """The command that shows a report: the view of it in results/, verdicts on the screen."""
-    return f"{PYTHON} {FOLDER}/show_results.py --plan {PLAN_FILE} {' '.join(options)}"
+    return f"{forked()} {FOLDER}/show_results.py --plan {PLAN_FILE} {' '.join(options)}"
 
 
 def restart(script):

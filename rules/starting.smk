@@ -11,19 +11,23 @@ FOLDER = shlex.quote(str(REPOSITORY / "scripts"))
 FORKSERVER = forkserver_path()  # where none listens, a job starts by itself
 
 
+def forked(python=PYTHON):
+    """A python that needn't import anything, where there is a forkserver."""
+    return f"{python} -I -S {FOLDER}/forked.py {shlex.quote(FORKSERVER)}"
+
+
 def command(job):
     """What a job runs; everything it needs stands in the plan."""
     share = " --shared" if job.shared else ""
     slot = f"{PYTHON} {FOLDER}/gpu_slot.py {job.gpu}{share} -- " if job.gpu else ""
     python = shlex.quote(job.python) if job.python else PYTHON
-    if job.forked:
-        python += f" -I -S {FOLDER}/forked.py {shlex.quote(FORKSERVER)}"
+    python = forked(python) if job.forked else python
     return f"{slot}{python} {FOLDER}/{SCRIPTS[job.rule]}.py --plan {PLAN_FILE} --job {job.name}"
 
 
 def start_server():
     """Import what models need beside the first jobs, where jobs that need it run on this machine."""
-    asking = {job.name for job in PLAN.jobs if job.forked}
+    asking = {job.name for job in PLAN.jobs if job.imports}
     waiting = (job for job in workflow.dag.needrun_jobs() if job.rule.name in asking)
     first = next(waiting, None)
     if first and workflow.local_exec and not DEPLOYED:

@@ -7,6 +7,7 @@ another environment than that of the imports is sent away, and starts as usual. 
 standard input, when the last job has ended.
 """
 
+import atexit
 import contextlib
 import ctypes
 import importlib
@@ -25,11 +26,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is told not to
 
-from embedrepro.startup import uncollected
+from embedrepro.startup import uncollected, without_extras
 
 # Read when they are needed, or by nobody: they may differ.
 FREE = ("CUDA_VISIBLE_DEVICES", "TMPDIR", "TMP", "TEMP", "TEMPDIR", "PWD", "OLDPWD", "SHLVL", "_")
 LIFELINE = 0  # standard input: the workflow holds its other end
+LOST_OUTPUT = 120  # Python's status where what was printed can't be written
 DIES_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
 Request = dict[str, Any]
@@ -48,13 +50,14 @@ def ended() -> bool:
 def import_all(names: list[str]) -> bool:
     """False if the workflow ended meanwhile, or something can't be imported: a job will say so."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # as jobs on models have it before they import
-    for name in names:
-        if ended():
-            return False
-        try:
-            importlib.import_module(name)
-        except Exception:
-            return False
+    try:
+        with without_extras():
+            for name in names:
+                if ended():
+                    return False
+                importlib.import_module(name)
+    except Exception:
+        return False
     return True
 
 
@@ -153,6 +156,44 @@ def receive(
     return request, list(numbers[1:])
 
 
+class Ending:
+    """How a fork ends: at once, as multiprocessing's do, since taking a million objects down takes
+    half a second. Made before anything is imported, so that it is the last thing at exit."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.fork = False
+        atexit.register(self._leave)
+
+    def _leave(self) -> None:
+        if not self.fork:
+            return
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                self.status = self.status or LOST_OUTPUT
+        if self.status < 0:
+            signal.signal(-self.status, signal.SIG_DFL)
+            os.kill(os.getpid(), -self.status)
+        os._exit(self.status)
+
+    def run(self, request: Request) -> None:
+        self.fork = True
+        try:
+            become(request)
+        except SystemExit as end:
+            told = end.code is not None and not isinstance(end.code, int)
+            self.status = 1 if told else int(end.code or 0)
+            raise
+        except KeyboardInterrupt:
+            self.status = -signal.SIGINT
+            raise
+        except BaseException:
+            self.status = 1
+            raise
+
+
 def become(request: Request) -> None:
     """Run the script as a process of its own would."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -165,6 +206,7 @@ def become(request: Request) -> None:
 
 
 def main() -> None:
+    ending = Ending()
     listener = socket.socket(fileno=int(sys.argv[1]))
     path = Path(listener.getsockname())
     server = os.getpid()
@@ -176,7 +218,7 @@ def main() -> None:
         if os.getpid() == server:
             path.unlink(missing_ok=True)
     if request:
-        become(request)
+        ending.run(request)
 
 
 if __name__ == "__main__":

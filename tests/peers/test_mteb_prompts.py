@@ -13,7 +13,7 @@ from embedrepro.datasets.registry import read_registry, resolve
 from embedrepro.models import prompts
 from embedrepro.models.known import read_models
 from embedrepro.plan.artifacts import prompt_of
-from embedrepro.plan.config import read_model
+from embedrepro.plan.config import Digests, read_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 MODELS = [
@@ -130,7 +130,8 @@ def test_a_plan_puts_them(model_id):
     """By name alone, on every dataset of the registry that is a task of MTEB's; what mteb leaves to
     the model's own files, a plan may."""
     registry = read_registry(prompts.REGISTRY / "datasets.yaml")
-    model = read_model({"id": model_id}, read_models(prompts.REGISTRY)[model_id], str, str)
+    digests = Digests(path=str, file=str, server=dict, pins=str)
+    model = read_model({"id": model_id}, read_models(prompts.REGISTRY)[model_id], digests)
     datasets = resolve([name for name in registry if registry[name].get("mteb")], registry)
     compared = 0
     for dataset in datasets:

@@ -59,9 +59,8 @@ def script(folder, text):
 
 def forked(path, *arguments, **options):
     command = [sys.executable, "-I", "-S", str(SCRIPTS / "forked.py"), path, *arguments]
-    return subprocess.Popen(
-        command, text=True, stdin=-1, stdout=-1, stderr=-1, **{"env": ENVIRONMENT} | options
-    )
+    defaults = {"text": True, "stdin": -1, "stdout": -1, "stderr": -1, "env": ENVIRONMENT}
+    return subprocess.Popen(command, **defaults | options)
 
 
 def test_a_job_sees_what_it_would_see_by_itself(server, tmp_path):
@@ -88,7 +87,10 @@ def test_a_job_sees_what_it_would_see_by_itself(server, tmp_path):
     [
         ("", 0),
         ("import sys; sys.exit(2)", 2),
+        ("import sys; sys.exit(True)", 1),
+        ("import sys; sys.exit('ValueError: a b c')", 1),
         ("raise ValueError('a b c')", 1),
+        ("raise KeyboardInterrupt", -2),
         ("import os; os.kill(os.getpid(), 9)", -9),
         ("import os; os.kill(os.getpid(), 15)", -15),
     ],
@@ -97,7 +99,26 @@ def test_it_ends_as_the_job_does(server, tmp_path, text, status):
     process = forked(server, script(tmp_path, text))
     _, err = process.communicate()
     assert process.returncode == status
-    assert ("ValueError: a b c" in err) == (status == 1)
+    assert ("ValueError: a b c" in err) == ("a b c" in text)
+
+
+def test_what_a_job_leaves_to_its_end_is_done(server, tmp_path):
+    """Threads end, what is registered for the exit runs, what was printed is written."""
+    text = """
+import atexit, threading, time
+atexit.register(print, "at exit")
+threading.Thread(target=lambda: (time.sleep(0.3), print("thread"))).start()
+print("main", end="|")
+"""
+    out, err = forked(server, script(tmp_path, text)).communicate()
+    assert (out, err) == ("main|thread\nat exit\n", "")
+
+
+def test_lost_output_is_a_failure(server, tmp_path):
+    with open("/dev/full", "w") as full:
+        process = forked(server, script(tmp_path, "print(1)"), stdout=full)
+    process.communicate()
+    assert process.returncode in (1, 120)  # when it is printed, or when it is written at the end
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

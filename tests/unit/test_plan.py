@@ -661,3 +661,9 @@ def test_the_overview_has_a_line_for_all_parts_of_a_corpus(tmp_path, monkeypatch
     assert len(parts) > 1 and [line[:4] for line in lines] == [
         ["encode", str(len(parts)), "0", str(to_do)]
     ]
+
+
+def test_what_is_forked_has_the_threads_that_the_forkserver_was_started_with():
+    from embedrepro.plan.jobs import FORKED, RESOURCES
+
+    assert {RESOURCES[rule][1] for rule in FORKED} == {2}

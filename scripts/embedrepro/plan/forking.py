@@ -1,4 +1,4 @@
-"""The process that jobs on models are forked from: what it imports, how it starts."""
+"""The process that jobs are forked from: what it imports, how it starts."""
 
 import os
 import secrets
@@ -24,6 +24,8 @@ MODULES = (
     "embedrepro.plan.refining",
     "embedrepro.search.kinds",
     "embedrepro.plan.tasks",
+    "embedrepro.evaluation.scoring",
+    "embedrepro.report.write",
 )
 THREADS = ("OMP_NUM", "GOTO_NUM", "OPENBLAS_NUM", "MKL_NUM", "VECLIB_MAXIMUM", "NUMEXPR_NUM")
 

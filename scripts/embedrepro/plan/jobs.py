@@ -51,8 +51,13 @@ class Job:
     python: str = ""  # of an environment of its own; "" is the workflow's
 
     @property
+    def imports(self) -> bool:
+        """Whether it imports torch, which takes seconds, unless it is forked."""
+        return self.rule in IMPORTING and not self.python
+
+    @property
     def forked(self) -> bool:
-        """Whether a process that imported torch already can become this job."""
+        """Whether a process that imported all already can become this job."""
         return self.rule in FORKED and not self.python
 
 
@@ -78,9 +83,10 @@ SCRIPTS = {
     "reference": "run_reference",
 }
 
-FORKED = ("preflight", "encode", "search", "refine", "rerank")  # rules that import torch
+IMPORTING = ("preflight", "encode", "search", "refine", "rerank")  # rules that import torch
+FORKED = (*IMPORTING, "merge", "fuse", "score", "report", "report_with_reference")
 LOADING = ("stage", "preflight", "encode", "refine", "rerank")  # rules that load a model
-# rule: (gpu, threads, mem_mb, minutes)
+# rule: (gpu, threads, mem_mb, minutes); what is forked from one process has one number of threads
 RESOURCES = {
     "download": (0, 1, 4000, 240),
     "environment": (0, 1, 4000, 120),
@@ -90,14 +96,14 @@ RESOURCES = {
     "encode": (1, 2, 12000, 360),
     "search": (1, 2, 8000, 120),
     "refine": (1, 2, 16000, 360),
-    "merge": (0, 1, 8000, 60),
+    "merge": (0, 2, 8000, 60),
     "bm25": (0, 1, 16000, 240),
-    "fuse": (0, 1, 4000, 60),
+    "fuse": (0, 2, 4000, 60),
     "run": (0, 1, 4000, 60),
     "rerank": (1, 2, 12000, 360),
-    "score": (0, 1, 8000, 60),
-    "report": (0, 1, 4000, 30),
-    "report_with_reference": (0, 1, 4000, 30),
+    "score": (0, 2, 8000, 60),
+    "report": (0, 2, 4000, 30),
+    "report_with_reference": (0, 2, 4000, 30),
     "parity": (0, 1, 4000, 30),
     "reference": (0, 2, 8000, 60),
 }
