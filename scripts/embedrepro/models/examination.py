@@ -18,6 +18,7 @@ from ..errors import printable
 from ..startup import uncollected
 from .architectures import ENCODERS, dtype_name
 from .facts_table import prompt_for
+from .tensors import shapes
 
 Finding = dict[str, Any]  # {"check": name, "ok": bool, "detail": one line}
 Prompts = Mapping[str, Sequence[str | None]]  # by role; None stands for that of stage.json
@@ -109,15 +110,33 @@ def load(staged: Path, record: dict[str, Any]) -> tuple[Any, Any, list[Finding]]
     encoder = None if record["code"] else ENCODERS.get(record["architecture"])
     cls = getattr(transformers, encoder) if encoder else AutoModel
     with poisoned():
-        model, info = cls.from_pretrained(
+        loaded = cls.from_pretrained(
             staged,
             config=config,
             output_loading_info=True,
             **{dtype_name(): torch.float32},
             **trust,
         )
+    # Code of a model's own may load in a way of its own, and say nothing of it.
+    model, info = loaded if isinstance(loaded, tuple) else (loaded, loading_info(loaded, staged))
     heads = HEADS_OF.get(record["architecture"])
     return tokenizer, model.eval(), [scope, weights_finding(info, layers, heads)]
+
+
+def loading_info(model: Any, staged: Path) -> dict[str, Any]:
+    """What transformers says of a load, found by comparing names and shapes with the checkpoint."""
+    stored = shapes(staged)
+    ours = {name: (tensor.data_ptr(), tensor) for name, tensor in model.state_dict().items()}
+    read = {place for name, (place, _) in ours.items() if name in stored}  # of tied ones, one
+    return {
+        "missing_keys": [n for n, (at, _) in ours.items() if n not in stored and at not in read],
+        "unexpected_keys": [name for name in stored if name not in ours],
+        "mismatched_keys": [
+            (name, shape, list(ours[name][1].shape))
+            for name, shape in stored.items()
+            if name in ours and shape != list(ours[name][1].shape)
+        ],
+    }
 
 
 @contextmanager

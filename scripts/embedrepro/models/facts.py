@@ -14,6 +14,7 @@ from typing import Any, cast
 from ..errors import UserError, printable
 from .architectures import ENCODERS, flagembedding_mapping, native_attention, native_class
 from .facts_table import ROLES, TABLE, Role, Source, check
+from .native_config import native_type
 from .st_files import Layout, Refusal, json_object, read
 from .tensors import main_dtype
 
@@ -147,7 +148,8 @@ class Resolver:
         )
 
     def attention(self) -> str:
-        kind, flag = self.config.get("model_type"), self.config.get("is_causal")
+        kind = native_type(self.config) if self.config.get("model_type") else None
+        flag = self.config.get("is_causal")
         built = native_attention(kind) if kind and native_class(kind) else None
         try:
             return str(self.note("attention", *self.lookup("attention")))
@@ -180,10 +182,9 @@ class Resolver:
             return cast(str | None, self.note("end_token", value or None, source, reason))
         except Missing:
             pass
-        if pooling != "last_token":
-            reason = f"{pooling} pooling reads no end token; the tokenizer adds what it adds"
-            return cast(None, self.note("end_token", None, "pooling", reason))
         tokenizer = json_object(self.base / "tokenizer.json", {})
+        if pooling != "last_token":
+            return self.closing_token(pooling, tokenizer)
         if token := template_end(tokenizer):
             reason = "its post-processor appends it"
             return str(self.note("end_token", token, "tokenizer.json", reason))
@@ -197,6 +198,25 @@ class Resolver:
         raise UserError(
             f"{self.id}: last_token pooling, and nothing says which end token closes a text (the "
             'tokenizer appends none); set end_token: under the model ("" for none)'
+        )
+
+    def closing_token(self, pooling: str, tokenizer: dict[str, Any]) -> str | None:
+        """An end token under a pooling that doesn't look for one, but reads it with the others.
+
+        The tokenizer adds what it adds, unless its class is the model's own: that one isn't run.
+        """
+        adds = self.tokenizer_config.get("add_eos_token")
+        own = self.tokenizer_config.get("auto_map") and not self.layout.general
+        if not own or adds is False or template_end(tokenizer):
+            reason = f"{pooling} pooling reads no end token; the tokenizer adds what it adds"
+            return cast(None, self.note("end_token", None, "pooling", reason))
+        token = token_text(self.tokenizer_config.get("eos_token"))
+        if adds and token:
+            reason = "add_eos_token: true, which its own class follows"
+            return str(self.note("end_token", token, "tokenizer_config.json", reason))
+        raise UserError(
+            f"{self.id}: its tokenizer has a class of its own, which isn't run, and nothing says "
+            'whether it closes a text; set end_token: under the model ("" for none)'
         )
 
     def padding_side(self, pooling: str, attention: str) -> str:

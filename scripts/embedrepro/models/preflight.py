@@ -34,6 +34,7 @@ from .examination import FULL_BYTES, Finding, Prompts, examine, finding, weight_
 TIMEOUT = 600  # seconds for one child
 # What loading and running a model raises where it can't be done.
 LOADING = (OSError, ValueError, ImportError, RuntimeError, TypeError, AttributeError)
+LOADED = ("load", "finite", "buffers", "repeat", "weights")  # checks of what loading gave
 COMPUTING = ("torch", "transformers", "tokenizers", "sentence-transformers", "numpy")
 
 
@@ -54,7 +55,7 @@ def preflight(
     record = read_json(staged / "stage.json")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     findings = examined(staged, record, put or {}, address)
-    refuse_failed(findings, printable(record["id"]))
+    refuse_failed(findings, printable(record["id"]), advice(record))
     versions = {name: installed(name) for name in COMPUTING}
     write_record(output, {"id": record["id"], "findings": findings, "versions": versions})
 
@@ -154,11 +155,19 @@ def digest_here(staged: Path, threads: int) -> str:
         torch.set_num_threads(before)
 
 
-def refuse_failed(findings: Sequence[Finding], model_id: str) -> None:
-    """Raise a UserError that names the first failed check."""
+def advice(record: dict[str, Any]) -> str:
+    """What to try where loading failed: code of its own was mostly written for older libraries."""
+    if not record.get("code") or int(version("transformers").partition(".")[0]) < 5:
+        return ""
+    return "; its own code may be for older libraries: set environment: legacy under the model"
+
+
+def refuse_failed(findings: Sequence[Finding], model_id: str, advice: str = "") -> None:
+    """Raise a UserError that names the first failed check; `advice` is for what loading gave."""
     for row in findings:
         if not row["ok"]:
-            raise UserError(f"{model_id}: preflight check '{row['check']}' failed: {row['detail']}")
+            said = f"preflight check '{row['check']}' failed: {row['detail']}"
+            raise UserError(f"{model_id}: {said}{advice if row['check'] in LOADED else ''}")
 
 
 def start(staged: Path, modules: Path, threads: int, *options: str) -> subprocess.Popen[str]:

@@ -15,6 +15,7 @@ from ..sources.snapshot import check_digests, check_no_pointers, check_whole
 from .architectures import dtype_name, flagembedding_rerankers
 from .examination import HEADS, NEAR, TEXTS, Finding, finding, poisoned
 from .facts import Resolver, token_text
+from .native_config import native_config
 from .remote_code import localize
 from .st_files import Layout, json_object
 from .staging import (
@@ -122,7 +123,8 @@ def stage_reranker(
         for name, path in code.items():
             copy(path, folder / name)
         linked = [*weights, *link_modules(snapshot, folder, files, spec)]
-        staged = {k: v for k, v in config.items() if k not in ("auto_map", "_name_or_path")}
+        theirs = config if code else native_config(config)
+        staged = {k: v for k, v in theirs.items() if k not in ("auto_map", "_name_or_path")}
         if code:
             staged["auto_map"] = localize(config["auto_map"])
         facts = {"end_token": None, "padding_side": side}

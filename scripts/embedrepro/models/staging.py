@@ -23,6 +23,7 @@ from ..sources.snapshot import check_digests, check_no_pointers, check_whole
 from .architectures import ENCODERS, native_class, native_head, packs
 from .facts import Resolved, hidden_size, resolve
 from .facts_table import KINDS, VECTORS
+from .native_config import Untranslatable, native_config, native_type
 from .remote_code import code_files, localize, native_wanted
 from .st_files import Layout, json_object, module_files
 from .tokenizer_files import TOKENIZER_FILES, refuse_bad_tokenizer, write_tokenizer
@@ -85,6 +86,7 @@ class _Folder:
         self.facts, self.decisions = dict(resolved.facts), resolved.decisions
         self.layout = resolved.layout
         self.base = snapshot / self.layout.base
+        self.translated = False  # config.json, into transformers' words
 
     def record(self, architecture: str, cls: str, code: Iterable[str]) -> dict[str, Any]:
         return {
@@ -114,7 +116,7 @@ class _Folder:
         record["code"] = {
             name: row["sha256"] for name, row in record["files"].items() if name.endswith(".py")
         }
-        alike = not (self.layout.general or record["code"] or self.overruled())
+        alike = not (self.layout.general or record["code"] or self.translated or self.overruled())
         if self.layout.beyond and alike:
             record["shipped"] = self.ship(folder)
         write_record(folder / "stage.json", record)
@@ -154,6 +156,9 @@ class _TransformerFolder(_Folder):
         given = self.spec, self.snapshot, self.base, config
         native = self.facts["native"]
         code, cls = choose_class(*given, "AutoModel", native, self.decisions)
+        if not code:
+            self.translated = native_config(config) != config
+            config = native_config(config)
         engine = self.engine(config, bool(code))
         record = self.record(config["model_type"], cls, code) | self.facts | engine
         record |= {
@@ -432,16 +437,26 @@ def choose_class(
     own code is asked for by `native: false`, by the registry's `custom_code: required`, and, where
     neither says anything, by `trust_remote_code: true`, as transformers has it.
     """
-    kind = str(config["model_type"])
     encoder = task == "AutoModel"
+    kind = native_type(config) if encoder else str(config["model_type"])
     built = ENCODERS.get(kind) or native_class(kind) if encoder else native_head(kind, task)
     custom = config.get("auto_map") or {}
     target = custom.get(task)
+    try:
+        native_config(config)
+        differs = ""
+    except Untranslatable as error:
+        differs, built = f"; its {built} has no {error}", None
     wanted = native_wanted(spec, native, target, printable(spec["id"]))
     if wanted is None and (told := (spec.get("registry") or {}).get("custom_code")):
         wanted = told == "native"
     if wanted is None:
         wanted = not (target and spec.get("trust_remote_code"))
+    if differs and wanted and native is not False and (native or not target):
+        raise UserError(
+            f"{folder}: transformers has no {task} for {printable(kind)}{differs}, as config.json "
+            "has it; set native: false to run the model's own code"
+        )
     if built and (wanted or not target):
         reason = f"transformers has {built}" + ("; custom code dropped" if custom else "")
         decisions.append(decision("class", built, "transformers", reason))
@@ -449,7 +464,7 @@ def choose_class(
     if not isinstance(target, str):
         raise UserError(
             f"{folder}: transformers has no {task} for {printable(kind)} and config.json's "
-            "auto_map names none"
+            f"auto_map names none{differs}"
         )
     refuse_untrusted(spec)
     code = code_files(spec, snapshot, folder, custom)

@@ -12,7 +12,7 @@ from ..files import digest
 RECIPE = {
     "download": 1,
     "environment": 1,
-    "stage": 3,
+    "stage": 4,
     "preflight": 1,
     "corpus": 1,
     "split": 1,
