@@ -39,9 +39,9 @@ def load_engine(
     """
     facts = resolve(staged, settings or {})
     if facts.trust_remote_code:
-        from ..models.staged import verify_code
+        from ..models.staged import lay_out_code, verify_code
 
-        verify_code(Path(staged))
+        lay_out_code(Path(staged), verify_code(Path(staged)))
     import_libraries(engine_of(facts))
     if ENGINES[engine_of(facts)].local:
         from transformers.utils import logging

@@ -18,6 +18,7 @@ from ..errors import printable
 from ..startup import uncollected
 from .architectures import ENCODERS, dtype_name
 from .facts_table import prompt_for
+from .staged import lay_out_code, verify_code
 from .tensors import shapes
 
 Finding = dict[str, Any]  # {"check": name, "ok": bool, "detail": one line}
@@ -63,8 +64,6 @@ def examine(
     """
     import torch
 
-    from .staged import verify_code
-
     record = verify_code(staged)
     tokenizer, model, findings = load(staged, record)
     probe = Probe(staged, record, tokenizer, model, put)
@@ -103,6 +102,7 @@ def load(staged: Path, record: dict[str, Any]) -> tuple[Any, Any, list[Finding]]
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    lay_out_code(staged, record)
     trust = {"trust_remote_code": bool(record["code"]), "local_files_only": True}
     config = AutoConfig.from_pretrained(staged, **trust)
     layers, scope = truncate(config, record)

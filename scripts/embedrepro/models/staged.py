@@ -1,9 +1,11 @@
 """A staged folder, checked against what its stage.json says."""
 
+import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..files import damaged, sha256
+from ..files import atomic, damaged, sha256
 from ..sources.snapshot import check_digests
 from .st_files import json_object
 
@@ -36,3 +38,22 @@ def verify_code(staged: Path) -> dict[str, Any]:
         if not path.is_file() or sha256(path) != expected.get(name):
             raise damaged(path, "not what was staged", staged)
     return record
+
+
+def lay_out_code(staged: Path, record: dict[str, Any]) -> None:
+    """Copy a folder's own code to where transformers runs it from, which it does itself since 5.
+
+    Before, it copies of a local folder what the first file imports, but not what that imports.
+    """
+    if not record["code"] or int(version("transformers").partition(".")[0]) >= 5:
+        return
+    from transformers import dynamic_module_utils as modules
+
+    clean = getattr(modules, "_sanitize_module_name", str)
+    package = f"{modules.TRANSFORMERS_DYNAMIC_MODULE_NAME}{os.sep}{clean(staged.name)}"
+    modules.create_dynamic_module(package)
+    for name in record["code"]:
+        target = Path(modules.HF_MODULES_CACHE) / package / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(target) as copy:
+            copy.write_bytes((staged / name).read_bytes())

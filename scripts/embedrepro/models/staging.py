@@ -446,16 +446,17 @@ def choose_class(
         native_config(config)
         differs = ""
     except Untranslatable as error:
-        differs, built = f"; its {built} has no {error}", None
+        differs, built = str(error), None
     wanted = native_wanted(spec, native, target, printable(spec["id"]))
     if wanted is None and (told := (spec.get("registry") or {}).get("custom_code")):
         wanted = told == "native"
     if wanted is None:
         wanted = not (target and spec.get("trust_remote_code"))
-    if differs and wanted and native is not False and (native or not target):
+    if differs and (native or not target):
         raise UserError(
-            f"{folder}: transformers has no {task} for {printable(kind)}{differs}, as config.json "
-            "has it; set native: false to run the model's own code"
+            f"{printable(spec['id'])}: config.json says {differs}, which transformers' class for "
+            f"{printable(kind)} hasn't got"
+            + ("; set native: false to run its own code" * bool(target))
         )
     if built and (wanted or not target):
         reason = f"transformers has {built}" + ("; custom code dropped" if custom else "")
@@ -464,7 +465,7 @@ def choose_class(
     if not isinstance(target, str):
         raise UserError(
             f"{folder}: transformers has no {task} for {printable(kind)} and config.json's "
-            f"auto_map names none{differs}"
+            "auto_map names none"
         )
     refuse_untrusted(spec)
     code = code_files(spec, snapshot, folder, custom)

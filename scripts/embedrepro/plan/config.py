@@ -314,6 +314,8 @@ def read_model(
         )
     if "server" in source:
         check_served(entry, kind)
+    elif known.get("unsupported"):
+        raise UserError(f"{printable(entry['id'], 80)}: not supported: {known['unsupported']}")
     environment, code_revision = entry.get("environment", ""), entry.get("code_revision", "")
     if code_revision and not COMMIT.fullmatch(code_revision):
         raise UserError(
