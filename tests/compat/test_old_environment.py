@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
@@ -188,6 +189,33 @@ def test_own_code_in_its_environment_beside_the_native_class_is_the_same_run(
     assert broken.returncode != 0
     errors = [line for line in broken.stdout.splitlines() if line.startswith("error:")]
     assert errors and ID in errors[0], broken.stdout + broken.stderr
+
+
+def test_what_own_code_imports_in_turn_is_there_in_the_old_environment(old_python, tmp_path):
+    """transformers 4 copies, of a local folder, only what its first file imports."""
+    snapshot = old_qwen2.build(tmp_path / "snap")
+    code = snapshot / "modeling_qwen.py"
+    first, second = "from torch import nn\n", "from .shapes import nn\n"
+    assert first in code.read_text()
+    code.write_text(code.read_text().replace(first, second))
+    (snapshot / "shapes.py").write_text("from .deeper import nn\n")
+    (snapshot / "deeper.py").write_text(first)
+    folder = tmp_path / "embed-repro__Nested-0123456789ab"
+    assert set(staged(snapshot, folder, "required")["code"]) == {
+        code.name,
+        "shapes.py",
+        "deeper.py",
+    }
+    check = (
+        "import sys; from embedrepro.models.preflight import preflight; preflight(*sys.argv[1:])"
+    )
+    scripts = str(REPOSITORY / "scripts")
+    env = os.environ | {"PYTHONPATH": scripts, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [old_python, "-c", check, folder, tmp_path / "found.json"]
+    done = subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    findings = json.loads((tmp_path / "found.json").read_text())["findings"]
+    assert all(row["ok"] for row in findings)
 
 
 def run_of(results, model):

@@ -54,6 +54,7 @@ def resolve(spec, snapshot):
     return found.facts, found.decisions
 
 
+CLOSED = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}]
 GIVEN = {"pooling": "mean", "normalize": True, "query_prompt": "", "passage_prompt": ""}
 
 
@@ -305,6 +306,33 @@ def test_end_token(model):
 def test_values_of_the_wrong_kind(model, facts, says):
     with pytest.raises(UserError, match=says):
         resolve(spec(facts=GIVEN | facts), model())
+
+
+@pytest.mark.parametrize(
+    ("adds", "post_processor", "end"),
+    [
+        ({"add_eos_token": True}, None, "</s>"),
+        ({"add_eos_token": False}, None, None),
+        ({"add_eos_token": True}, {"type": "TemplateProcessing", "single": CLOSED}, None),
+    ],
+)
+def test_what_a_tokenizer_s_own_class_appends_is_appended_under_any_pooling(
+    model, adds, post_processor, end
+):
+    """The class isn't run, and a mean is over the end token, too: stella's vectors."""
+    own = {"auto_map": {"AutoTokenizer": ["tokenization_own.Own", None]}, "eos_token": "</s>"}
+    files = {"tokenizer_config": own | adds, "tokenizer": {"post_processor": post_processor}}
+    facts, _ = resolve(spec(facts=GIVEN), model(**files))
+    assert facts["end_token"] == end
+
+
+def test_a_tokenizer_s_own_class_that_says_nothing_is_asked_about(model):
+    own = {"auto_map": {"AutoTokenizer": ["tokenization_own.Own", None]}, "eos_token": "</s>"}
+    snapshot = model(tokenizer_config=own, tokenizer={"post_processor": None})
+    with pytest.raises(UserError, match="class of its own, which isn't run.*set end_token:"):
+        resolve(spec(facts=GIVEN), snapshot)
+    facts, _ = resolve(spec(facts=GIVEN | {"end_token": ""}), snapshot)
+    assert facts["end_token"] is None
 
 
 def test_unsupported_models_are_refused_with_the_registry_s_reason(model):

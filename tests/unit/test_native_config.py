@@ -139,12 +139,16 @@ def ntk(theta, factor):
     return plain(theta * factor) / factor ** (2 / (WIDTH // HEADS))
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("kind", "config", "frequencies", "eps", "act"),
     [
         ("new", GTE, ntk(20000, 8), 1e-12, gelu),
-        ("new", GTE | {"model_type": "gte", "rope_scaling": None}, plain(20000), 1e-12, gelu),
-        ("new", {k: v for k, v in GTE.items() if "rope_" not in k}, plain(10000), 1e-12, gelu),
+        slow("new", GTE | {"model_type": "gte", "rope_scaling": None}, plain(20000), 1e-12, gelu),
+        slow("new", {k: v for k, v in GTE.items() if "rope_" not in k}, plain(10000), 1e-12, gelu),
         ("nomic_bert", NOMIC, plain(50), 1e-3, silu),
         ("nomic_bert", NOMIC | {"activation_function": "geglu"}, plain(50), 1e-3, gelu),
     ],

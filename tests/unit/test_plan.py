@@ -667,3 +667,13 @@ def test_what_is_forked_has_the_threads_that_the_forkserver_was_started_with():
     from embedrepro.plan.jobs import FORKED, RESOURCES
 
     assert {RESOURCES[rule][1] for rule in FORKED} == {2}
+
+
+def test_a_model_that_nothing_runs_is_told_before_it_is_downloaded(monkeypatch):
+    known = {"unsupported": "pools in its own code"}
+    monkeypatch.setitem(KNOWN_MODELS, "Org/Known-1.5B", KNOWN_MODELS["Org/Known-1.5B"] | known)
+    with pytest.raises(UserError, match="^Org/Known-1.5B: not supported: pools in its own code$"):
+        experiment()
+    served = {"id": "Org/Known-1.5B", "source": {"server": "http://gpu:8080"}}
+    stated = {"normalize": True, "query_prompt": "", "passage_prompt": ""}
+    assert experiment(models=[served | stated]).models[0].id == "Org/Known-1.5B"

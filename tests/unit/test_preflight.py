@@ -63,6 +63,29 @@ def test_sound_custom_model_passes_and_equals_its_own_code(staged):
     assert torch.equal(last_state(folder), truth(snapshot))
 
 
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        ({}, None),
+        ({"key.bias": None}, "not in the checkpoint and left random: key.bias"),
+        ({"more.weight": torch.zeros(2)}, "another architecture: more.weight"),
+    ],
+)
+def test_code_that_loads_by_itself_is_held_against_the_checkpoint(tmp_path, tensors, says):
+    snapshot = traps.custom(tmp_path / "snap", "loader")
+    path = snapshot / "model.safetensors"
+    kept = {k: v for k, v in (traps.load_file(path) | tensors).items() if v is not None}
+    traps.save_file(kept, path, metadata={"format": "pt"})
+    folder = tmp_path / "demo__Tiny-0_1B-k"
+    stage(traps.spec(), snapshot, folder)
+    record = json.loads((folder / "stage.json").read_text())
+    found = {row["check"]: row for row in examination.load(folder, record)[2]}["weights"]
+    assert found["ok"] == (says is None)
+    assert says is None or says in found["detail"]
+    if says is None:
+        assert failed(folder) == []
+
+
 def test_real_model_passes(tmp_path):
     spec = {"id": "s/all-MiniLM-L6-v2", "model": "m", "source": {"path": "x"}}
     stage(spec, minilm_folder(), tmp_path / "st")
@@ -240,6 +263,7 @@ def test_fresh_processes_that_disagree_are_refused_and_nothing_is_written(tmp_pa
     with pytest.raises(UserError, match="'repeat' failed: two fresh") as error:
         preflight(tmp_path / "demo__Tiny-0_1B-k", output)
     assert str(error.value).startswith("demo/Tiny-0.1B: preflight check")
+    assert str(error.value).endswith("set environment: legacy under the model")
     assert not output.exists()
 
 

@@ -68,6 +68,20 @@ TRAPS = {
         ("# SCALE", "x = x * self.scale"),
     ],
     "padding": [("if padded:", "if False:")],
+    # nomic-bert's way: it loads by itself, what fits, and says nothing of the rest
+    "loader": [
+        (
+            "    def forward(",
+            "    @classmethod\n"
+            "    def from_pretrained(cls, folder, config=None, **kwargs):\n"
+            "        from safetensors.torch import load_file\n"
+            "        model = cls(config)\n"
+            "        tensors = load_file(f'{folder}/model.safetensors')\n"
+            "        model.load_state_dict(tensors, strict=False)\n"
+            "        return model\n\n"
+            "    def forward(",
+        ),
+    ],
     "unrepeatable": [
         ("# BUFFER", "import random; self.noise = random.random()"),
         ("# SCALE", "x = x + self.noise"),
