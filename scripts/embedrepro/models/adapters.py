@@ -174,26 +174,30 @@ class Adapter:
                     f"{MERGE}"
                 )
 
-    def ship(self, folder: Path, shown: Path, path: str) -> str:
-        """The unmerged model in `folder`, for the comparison; returns where its adapter lies.
+    def ship(self, folder: Path, shown: Path, path: str) -> None:
+        """The unmerged model in `folder`, for the comparison.
 
         It is what `shown` holds, but for the merged weights (in `path`), with the adapter in their
         place and its base beside it.
         """
+        from safetensors.torch import save_file
+
         from .staging import copy, link
 
         for file in sorted(p for p in shown.rglob("*") if p.is_file()):
             name = file.relative_to(shown).as_posix()
-            merged = file.parent == shown / path and (is_weight(name) or name == "config.json")
+            merged = file.parent == shown / path and (
+                is_weight(file.name) or file.name == "config.json"
+            )
             if not merged and name != "stage.json" and not file.is_relative_to(folder):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 link(file, folder / name)
-        for name in (ADAPTER, *(n for n in WEIGHTS if (self.own / n).is_file())):
-            copy(self.own / name, folder / path / name)
+        copy(self.own / ADAPTER, folder / path / ADAPTER)
+        # Of a local folder transformers takes this one form.
+        save_file(tensors_of(self.own), folder / path / WEIGHTS[0], {"format": "pt"})
         copy(shown / path / "config.json", folder / BASE / "config.json")
         for name in self.weights:
             link(self.base / name, folder / BASE / name)
-        return path
 
 
 @contextmanager
@@ -251,11 +255,13 @@ def lay_out(
 ) -> Adapter:
     """Everything but the weights in `folder`, with all that can be refused before they are read."""
     from ..sources.snapshot import check_digests
-    from .staging import configuration, copy, link, listed_files, weight_files
+    from .staging import check_pickle, configuration, copy, link, listed_files, weight_files
 
     name, base = printable(spec["id"]), Path(spec["base"]["folder"])
     own = snapshot / path
     check_settings(own, name)
+    if not (own / WEIGHTS[0]).is_file():
+        check_pickle(own / WEIGHTS[1], spec.get("allow_pickle", False))
     files = listed_files(base)
     if prove:
         check_digests(base, files, MANIFEST)
@@ -480,7 +486,7 @@ def difference(
         if expected is None:
             return f"{printable(tensor)} is left over"
         if tuple(held.shape) != tuple(expected):
-            if tensor not in wanted and held.shape[1:] == tuple(expected)[1:]:
+            if expected[0] == rows and held.shape[1:] == tuple(expected)[1:]:
                 raise UserError(resized(name, f"{bare} has {held.shape[0]}", rows))
             return f"{printable(tensor)} is {tuple(held.shape)}, not {tuple(expected)}"
     lacking = sorted(wanted.keys() - found.keys())

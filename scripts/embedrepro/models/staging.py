@@ -123,8 +123,10 @@ class _Folder:
         }
         alike = not (self.layout.general or record["code"] or self.overruled())
         if self.adapter:
-            path = self.layout.base if alike or self.layout.general else ""
-            path = self.adapter.ship(folder / SHIPPED, self.snapshot if alike else folder, path)
+            # sentence-transformers looks for the base in a folder of the adapter's folder's name.
+            alike = alike and not self.layout.base
+            path = self.layout.base if self.layout.general else ""
+            self.adapter.ship(folder / SHIPPED, self.snapshot if alike else folder, path)
             record |= {"shipped": True, "adapter": {**self.adapter.about, "path": path}}
         elif self.layout.beyond and alike:
             record["shipped"] = self.ship(folder)
