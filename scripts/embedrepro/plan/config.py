@@ -357,8 +357,8 @@ def read_model(
 def base_model(
     entry: Mapping[str, Any], models: Mapping[str, Any], digests: Digests
 ) -> Model | None:
-    """The model that an adapter changes, by the config or the registry; files, and no row."""
-    given = entry.get("base") or models.get(entry["id"], {}).get("base")
+    """The model that an adapter changes: files, and no row."""
+    given = entry.get("base")
     if not given:
         return None
     model_id = given.get("hub", f"{entry['id']}-base")
