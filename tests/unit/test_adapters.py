@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from embedrepro.errors import UserError
-from embedrepro.models import comparison
+from embedrepro.models import comparison, examination
 from embedrepro.models.preflight import preflight
 from embedrepro.models.staging import stage
 from layout_folders import change, in_a_folder, plain, router, tokenizer
@@ -101,6 +101,33 @@ def test_a_half_base_stays_half_where_nothing_changed(tmp_path):
     merged = peft_states(tmp_path / "base", folder).merge_and_unload().state_dict()
     for name, tensor in tensors.items():
         assert torch.equal(tensor.float(), merged[name.removeprefix("model.")].float())
+    preflight(output, tmp_path / "preflight.json")
+
+
+def test_of_a_large_one_the_first_layers_are_compared(tmp_path, monkeypatch):
+    for module in (comparison, examination):
+        monkeypatch.setattr(module, "FULL_BYTES", 1000)
+    maker = make.adapted(lambda f: plain(f, num_hidden_layers=4), target_modules=["query"])
+    _, output, _ = staged(tmp_path, maker)
+    preflight(output, tmp_path / "preflight.json")
+    findings = json.loads((tmp_path / "preflight.json").read_text())["findings"]
+    assert "the first 2 of 4 layers" in findings[0]["detail"] and findings[-1]["ok"]
+    assert findings[-1]["check"] == "sentence-transformers"
+
+
+def test_a_base_with_code_where_transformers_has_the_class_keeps_its_warning(tmp_path):
+    """Custom code may ignore is_causal: a whole model is refused for that, an adapter as well."""
+
+    def coded(folder):
+        make.language("Qwen2")(folder)
+        custom = {"auto_map": {"AutoModel": "m.M"}, "is_causal": False}
+        change(folder.with_name("base"), "config.json", **custom)
+        return folder
+
+    with pytest.raises(UserError, match="is_causal: false, but custom code came with it"):
+        staged(tmp_path / "a", coded)
+    _, output, record = staged(tmp_path / "b", coded, attention="causal")
+    assert record["native"] and "auto_map" not in json.loads((output / "config.json").read_text())
     preflight(output, tmp_path / "preflight.json")
 
 

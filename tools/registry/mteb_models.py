@@ -112,10 +112,13 @@ def about_of(meta: Any) -> dict[str, str]:
             "its weights aren't published; a server that speaks for it can be used",
         )
     elif base and (adapter := ADAPTED.fullmatch(meta.revision or "")):
-        runs, why = "none", (
-            f"an adapter that mteb runs with code of its own ({loader}); state revision: "
-            f"{adapter[2]}, base: {{hub: {base}, revision: {adapter[1]}}} and its prompts and "
-            "pooling"
+        runs, why = (
+            "none",
+            (
+                f"an adapter that mteb runs with code of its own ({loader}); state revision: "
+                f"{adapter[2]}, base: {{hub: {base}, revision: {adapter[1]}}} and its prompts and "
+                "pooling"
+            ),
         )
     elif meta.revision is None or len(meta.revision) != 40:
         runs, why = "none", "mteb pins no single commit of it"

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..errors import UserError, printable
 from ..files import read_json, write_json
 from ..sources.adapter import ADAPTER, WEIGHTS, read_adapter, refuse_baseless
 from ..sources.snapshot import MANIFEST, check_whole
-from .architectures import ENCODERS, native_class
+from .architectures import ENCODERS, dtype_name, native_class
 from .examination import HEADS, HEADS_OF
 from .st_files import json_object
 from .tensors import main_dtype
@@ -138,9 +139,10 @@ class Adapter:
             model, info = auto_class(self.cls, config).from_pretrained(
                 str(self.base),
                 config=config,
-                dtype=torch.float32,
                 output_loading_info=True,
                 local_files_only=True,
+                trust_remote_code=False,
+                **{dtype_name(): torch.float32},
             )
         saved = {name.removeprefix(PREFIX) for name in tensors_of(self.own)}
         heads = HEADS_OF.get(config.model_type)
@@ -259,6 +261,8 @@ def lay_out(
 
     name, base = printable(spec["id"]), Path(spec["base"]["folder"])
     own = snapshot / path
+    if find_spec("peft") is None:
+        raise UserError(f"{name}: its environment has no peft, which merges adapters; add its pin")
     check_settings(own, name)
     if not (own / WEIGHTS[0]).is_file():
         check_pickle(own / WEIGHTS[1], spec.get("allow_pickle", False))
@@ -289,13 +293,11 @@ def lay_out(
         place.parent.mkdir(parents=True, exist_ok=True)
         (link if file.endswith((".safetensors", ".bin", ".pt")) else copy)(source, place)
     check_vocabulary(folder / path, base, config, name)
-    config = {key: value for key, value in config.items() if key != "auto_map"}
-    write_json(folder / path / "config.json", config | labels(own))
+    config |= labels(own)
+    write_json(folder / path / "config.json", config)
     kind = str(spec.get("kind") or "dense")
     cls, architecture, copies = class_of(own, folder / path, kind, name)
-    write_json(
-        folder / path / "config.json", config | labels(own) | {"architectures": [architecture]}
-    )
+    write_json(folder / path / "config.json", config | {"architectures": [architecture]})
     about["dora"] = bool(read_adapter(own).get("use_dora"))
     stored = main_dtype(base) or {"bfloat16": "BF16", "float16": "F16"}.get(
         str(config.get("dtype", config.get("torch_dtype"))), "F32"
@@ -430,7 +432,7 @@ def settings_of(own: Path) -> Any:
 def configured(place: Path) -> Any:
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(str(place), local_files_only=True)
+    return AutoConfig.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
 
 
 def auto_class(cls: str, config: Any) -> Any:
@@ -456,7 +458,9 @@ def class_of(own: Path, place: Path, kind: str, name: str) -> tuple[str, str, tu
         auto = auto_class(cls, config)
         try:
             with torch.device("meta"), quiet():
-                model = auto.from_config(config) if "Auto" in auto.__name__ else auto(config)
+                trust = {"trust_remote_code": False}
+                automatic = "Auto" in auto.__name__
+                model = auto.from_config(config, **trust) if automatic else auto(config)
                 plain = {n: t.shape for n, t in model.state_dict().items()}
                 both = PeftModel(model, settings_of(own), low_cpu_mem_usage=True)
             with quiet():
@@ -469,7 +473,10 @@ def class_of(own: Path, place: Path, kind: str, name: str) -> tuple[str, str, tu
         if not wrong:
             return cls, type(model).__name__, tuple(sorted(found.keys() - wanted.keys()))
         said = said or wrong
-    raise UserError(f"{name}: its adapter doesn't belong to its base: {said}")
+    raise UserError(
+        f"{name}: its adapter doesn't belong to its base: {said}; set base: to the model that it "
+        "was trained on"
+    )
 
 
 def difference(
