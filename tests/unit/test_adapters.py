@@ -319,11 +319,14 @@ def test_refused_in_one_line(tmp_path, maker, says):
 
 
 def test_without_a_base_the_line_says_what_to_set(tmp_path):
-    folder = change(make.of("Bert")(tmp_path / "s"), "adapter_config.json", revision="a" * 40)
+    folder, base = make.of("Bert")(tmp_path / "s"), tmp_path / "base"
+    with pytest.raises(UserError, match="base: {hub: its id, revision: its full commit hash} or"):
+        stage(spec(), folder, tmp_path / "out")
+    named = {"base_model_name_or_path": "org/Base-7B", "revision": "a" * 40}
+    change(folder, "adapter_config.json", **named)
     with pytest.raises(UserError) as error:
         stage(spec(), folder, tmp_path / "out")
-    base = tmp_path / "base"
-    assert f"base: {{hub: {base}, revision: {'a' * 40}}} or base: {{path: a fol" in str(error.value)
+    assert f"base: {{hub: org/Base-7B, revision: {'a' * 40}}} or base: {{path: " in str(error.value)
     with pytest.raises(UserError, match="base: is of an adapter.*leave it out"):
         stage(spec(base), plain(tmp_path / "plain"), tmp_path / "out")
 

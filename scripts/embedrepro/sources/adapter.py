@@ -1,5 +1,6 @@
 """A folder that holds a PEFT adapter: what it is for, and that nobody pinned its base model."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from ..files import read_json
 
 ADAPTER = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
@@ -25,17 +28,21 @@ def refuse_baseless(folder: Path, model_id: str, now: str = "") -> None:
         return
     settings = read_adapter(folder)
     base, commit = settings.get("base_model_name_or_path"), settings.get("revision")
-    weights = any((folder / name).is_file() for name in WEIGHTS)
-    if any((folder / name).is_file() for name in WHOLE):
-        holds = "beside full weights, and nothing says whether they hold it already"
-        if not weights:
-            holds = "beside full weights and no weights of its own"
-        other = "; if the weights hold it already, give the folder without that file"
-    else:
-        holds, other = "and not the model that it changes", ""
-    known = printable(commit, 60) if commit and len(str(commit)) == 40 else "its full commit hash"
+    whole = any((folder / name).is_file() for name in WHOLE)
+    merged = f"give that folder without {ADAPTER} as source: {{path: …}}"
+    said = f"{printable(model_id)}: holds an adapter ({ADAPTER}, for {printable(base)})"
+    if whole and not any((folder / name).is_file() for name in WEIGHTS):
+        raise UserError(
+            f"{said} beside full weights and without its own; if the full ones hold it, {merged}"
+        )
+    hub = base if HUB_ID.fullmatch(str(base)) else "its id"  # others name a disk of their author's
+    known = commit if COMMIT.fullmatch(str(commit)) else "its full commit hash"
+    said += (
+        " beside full weights, and nothing says whether they hold it already"
+        if whole
+        else " and not the model that it changes"
+    )
     raise UserError(
-        f"{printable(model_id)}: holds an adapter ({ADAPTER}, for {printable(base)}) {holds}; set "
-        f"base: {{hub: {printable(base)}, revision: {known}}} or base: {{path: a folder}} under "
-        f"the model{now}{other}"
+        f"{said}; set base: {{hub: {hub}, revision: {known}}} or base: {{path: a folder}} under "
+        f"the model{now}" + (f"; if they do, {merged}" if whole else "")
     )
