@@ -3,6 +3,7 @@
 import json
 
 import adapter_folders as make
+import format_models as formats
 import numpy as np
 import pytest
 import torch
@@ -316,6 +317,16 @@ def test_refused_in_one_line(tmp_path, maker, says):
     assert str(error.value).startswith("me/Tuned-1.5B: ") or "not a whole" in says
     assert "\n" not in str(error.value)
     assert not [p.name for p in tmp_path.iterdir() if p.name.startswith((".", "me__"))]
+
+
+def test_a_head_that_neither_has_is_missed(tmp_path):
+    def headless(folder):
+        make.adapted(formats.splade, cls="AutoModelForMaskedLM", target_modules=["query"])(folder)
+        formats.bert(folder.with_name("base"))
+        return folder
+
+    with pytest.raises(UserError, match="tensors are missing or left over: cls.predictions"):
+        staged(tmp_path, headless, kind="sparse")
 
 
 def test_without_a_base_the_line_says_what_to_set(tmp_path):

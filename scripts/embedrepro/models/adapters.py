@@ -147,16 +147,15 @@ class Adapter:
         saved = {name.removeprefix(PREFIX) for name in tensors_of(self.own)}
         heads = HEADS_OF.get(config.model_type)
         encoder = config.model_type in ENCODERS
+        headed = self.kind in ("reranker", "sparse")  # whose numbers come out of a head
 
         def spare(name: str) -> bool:
-            unused = bool(HEADS.search(name) or (heads and heads.search(name)))
-            return (unused and self.kind != "reranker") or (encoder and name.startswith("decoder."))
+            head = HEADS.search(name) or (heads and heads.search(name))
+            return bool(head) or (encoder and name.startswith("decoder."))
 
         missing = {str(name) for name in info["missing_keys"]}
-        lacking = sorted(name for name in missing if name not in saved and not spare(name))
+        lacking = sorted(n for n in missing if n not in saved and (headed or not spare(n)))
         left = sorted(str(n) for n in info["unexpected_keys"] if not spare(str(n)))
-        if self.kind == "reranker":  # a language model's own head goes where a new one comes
-            left = [name for name in left if not HEADS.search(name)]
         if lacking or left:
             names = ", ".join([*lacking, *left][:3])
             raise UserError(
