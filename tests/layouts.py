@@ -79,6 +79,8 @@ def tried(layout: Layout, place: Path) -> Row:
         "facts": layout.facts,
         "registry": {},
     }
+    if (base := place / "base").is_dir():  # of an adapter
+        spec["base"] = {"id": "org/Base-1B", "source": {"path": "/b"}, "folder": str(base)}
     staged, engine = place / "staged", ""
     try:
         record = stage(spec, snapshot, staged)

@@ -264,6 +264,28 @@ def cross_encoder(folder: Path, seed: int = 0, **config: object) -> Path:
     return folder
 
 
+def adapter(folder: Path, base: Path, seed: int = 0, targets: tuple[str, ...] = ()) -> Path:
+    """A LoRA of the model in `base` as peft saves it, with sentence-transformers' files around."""
+    import peft
+    import torch
+    import transformers
+
+    torch.manual_seed(seed)
+    model = transformers.AutoModel.from_pretrained(base)
+    both = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=list(targets)))
+    with torch.no_grad():
+        for parameter in both.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    both.save_pretrained(folder)
+    for path in base.rglob("*"):
+        name = path.relative_to(base)
+        if path.is_file() and name.name != "model.safetensors" and str(name) != "config.json":
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(path.read_bytes())
+    return folder
+
+
 def files(folder: Path) -> dict[str, bytes]:
     """A folder as the hub server takes a repository."""
     return {

@@ -18,6 +18,7 @@ from drive import Results, environment, snakemake, table
 from hub_server import HubServer
 from stand_ins import (
     Texts,
+    adapter,
     bert,
     bert_with_code,
     cross_encoder,
@@ -1120,6 +1121,82 @@ def test_code_of_a_second_repository_is_pinned_with_its_own_commit(shelf, tmp_pa
     stage = provenance["models"][0]["stage"]
     assert set(stage["code"]) == {"modeling_own.py", "shift.py"}
     assert stage["code"]["shift.py"] == digest(b"SHIFT = 0.5\n")
+
+
+@covers("models[].base.hub:string", "models[].base.revision:string", "models[].base.path:string")
+def test_an_adapter_is_merged_into_the_base_that_the_config_pins(shelf, tmp_path):
+    """Held against sentence-transformers with the adapter unmerged, from the hub and from disk."""
+    bases = [bert(tmp_path / f"base{n}", seed=7 + n) for n in (0, 1)]
+    tuned = adapter(tmp_path / "tuned", bases[0], 1, ("query", "value"))
+    served = files(tuned)
+    settings = json.loads(served["adapter_config.json"])
+    settings["base_model_name_or_path"] = "org/Base-7.0"  # as it is published
+    served["adapter_config.json"] = json.dumps(settings).encode()
+    asked = {"query_prompt": "w1 ", "passage_prompt": ""}
+    decoder = qwen(tmp_path / "qwen", pooling="last_token")
+    local = adapter(tmp_path / "local", decoder, 2, ("q_proj", "down_proj"))
+    entries = [{"id": "me/Tuned-1.5B"} | asked, entry("Local-2.0", local, end_token="") | asked]
+    mine = {"name": "mine", "source": {"beir": str(shelf / "mine")}}
+    for number, base in enumerate(bases):
+        with HubServer({"me/Tuned-1.5B": served, "org/Base-7.0": files(base)}) as hub:
+            entries[0] |= {"revision": hub.commit("me/Tuned-1.5B")}
+            entries[0]["base"] = {"hub": "org/Base-7.0", "revision": hub.commit("org/Base-7.0")}
+            entries[1]["base"] = {"path": str(decoder)}
+            env = environment(**{k: v for k, v in hub.env().items() if k.startswith("HF_")},
+                              HF_HOME=str(tmp_path / "hf"), NO_PROXY="127.0.0.1")  # fmt: skip
+            config = {"experiment": "x", "models": entries, "datasets": [mine]}
+            if number == 0:
+                refuse_bases(tmp_path, config, env, hub)
+            done = drive(tmp_path / "w", config, env=env).ok()
+            made = [s for s in done.scripts if s in ("download_model", "stage_model")]
+            # All of both rows; then the new base and what is merged into it.
+            assert Counter(made) == Counter(download_model=4 if number == 0 else 1,
+                                            stage_model=2 if number == 0 else 1)  # fmt: skip
+            again = drive(tmp_path / "w", config, env=env).ok()
+            assert not {"download_model", "stage_model", "gpu_slot"} & set(again.scripts)
+        settings["base_model_name_or_path"] = str(base)
+        write_json(tuned / "adapter_config.json", settings)
+        results = Results(tmp_path / "w", "x")
+        for name, folder in (("me__Tuned-1_5B", tuned), ("me__Local-2_0", local)):
+            run = oracle.search(
+                unmerged(folder, Texts(1).queries, "w1 "), unmerged(folder, Texts(1).joined())
+            )
+            oracle.same_run(results.run(name, "mine"), run, 1e-5)
+        provenance = json.loads((results.folder / "provenance.json").read_text())
+        stages = [model["stage"]["adapter"] for model in provenance["models"]]
+        assert stages[0]["revision"] == entries[0]["base"]["revision"]
+        assert stages[0]["named"] == "org/Base-7.0"
+    bases_kept = [p for p in (tmp_path / "w/store/models/hub").iterdir() if "Base" in p.name]
+    assert len(bases_kept) == 2
+
+
+def refuse_bases(place, config, env, hub):
+    """What is wrong with `base` in one line each, none of it after a byte of the base came."""
+    tuned, local = config["models"]
+    commit = tuned["base"]["revision"]
+    for number, (row, base, *says) in enumerate([
+        (tuned, None, "an adapter (adapter_config.json, for org/Base-7.0)", "set base: {hub: org/",
+         f"main is at {commit}"),
+        (local, None, "me/Local-2.0: holds an adapter", "base: {path: a folder}"),
+        (tuned, {"hub": "org/Base-7.0", "revision": "main"}, "base: revision 'main' can move"),
+        (tuned, {"hub": "org/Base-7.0"}, "base: no revision is known for org/Base-7.0"),
+        (local, {"path": str(place / "none")}, "none: no such folder"),
+        (local, {"path": "x", "hub": "org/x"}, "base: a source is one of hub"),
+    ]):  # fmt: skip
+        bare = {k: v for k, v in row.items() if k != "base"} | ({"base": base} if base else {})
+        hub.requests.clear()
+        one = config | {"experiment": f"bare{number}", "models": [bare]}
+        drive(place / "bare", one, env=env).refused(*says)
+        assert not [p for _, p, _ in hub.requests if "Base-7.0" in p and "safetensors" in p]
+
+
+def unmerged(folder, texts, prompt=""):
+    """sentence-transformers' vectors, the adapter beside its base, one text at a time."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": "float32"})
+    found = model.encode([prompt + text for text in texts.values()], batch_size=1)
+    return dict(zip(texts, found.astype(float), strict=True))
 
 
 @covers("plan.tflops:number")

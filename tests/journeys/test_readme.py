@@ -12,7 +12,7 @@ from embedding_server import EmbeddingServer
 from helpers import XQUAD
 from hub_server import HubServer
 from minilm import minilm_folder
-from stand_ins import Texts, bert, cross_encoder, files
+from stand_ins import Texts, adapter, bert, cross_encoder, files
 from test_experiments import pins
 
 pytestmark = pytest.mark.journey
@@ -53,7 +53,8 @@ def place(tmp_path_factory):
     for name, text in shown_configs().items():
         # How fast a device is reckoned with changes no number, only into how many jobs work is cut.
         (clone / name).write_text(f"{text}plan: {{tflops: 1000000}}\n", encoding="utf-8")
-    bert(folder / "checkpoints/my-model-2.0")
+    base = bert(folder / "checkpoints/my-model-2.0")
+    adapter(folder / "checkpoints/my-adapter", base, targets=("query",))
     for number in (1000, 2000):
         bert(clone / f"checkpoints/step-{number}", seed=number)
     Texts(1).beir(clone / "data/mine")

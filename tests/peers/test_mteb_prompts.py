@@ -131,7 +131,7 @@ def test_a_plan_puts_them(model_id):
     the model's own files, a plan may."""
     registry = read_registry(prompts.REGISTRY / "datasets.yaml")
     digests = Digests(path=str, file=str, server=dict, pins=str)
-    model = read_model({"id": model_id}, read_models(prompts.REGISTRY)[model_id], digests)
+    model = read_model({"id": model_id}, read_models(prompts.REGISTRY), digests)
     datasets = resolve([name for name in registry if registry[name].get("mteb")], registry)
     compared = 0
     for dataset in datasets:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import adapter_folders as lora
 import format_models as formats
 import layout_folders as make
 import rerankers_made as rankers
@@ -682,7 +683,7 @@ def flags() -> list[Layout]:
             "an adapter beside weights", make.adapter, refused="an adapter .* beside full weights"
         ),
         Layout(
-            "an adapter alone",
+            "an adapter, no base said",
             lambda f: make.adapter(f, full=False),
             refused="an adapter .* and not the model",
         ),
@@ -833,6 +834,61 @@ def headless(folder: Path) -> Path:
     return folder
 
 
+def adapters() -> list[Layout]:
+    """Merged, and held against sentence-transformers with the adapter beside its base."""
+    bert, last = lora.of("Bert"), lora.language("Qwen2")
+    stated = {"pooling": "mean", "normalize": True, "query_prompt": "q: ", "passage_prompt": ""}
+    causal = {"cls": "AutoModelForCausalLM", "task_type": "CAUSAL_LM"}
+    features = {"task_type": "FEATURE_EXTRACTION"}
+    saved = {"modules_to_save": ["LayerNorm"], "bias": "lora_only"}
+    embeddings = {"target_modules": ["q_proj", "embed_tokens"]}
+    scaled = {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]}
+    projected = lora.adapted(lambda f: plain(f, dense(32, 16)), target_modules=["query"])
+    words = {"trainable_token_indices": [70, 71]}
+
+    def splade(folder: Path) -> Path:
+        return lora.adapted(formats.splade, cls="AutoModelForMaskedLM", target_modules=["query"])(
+            folder
+        )
+
+    rows = [
+        Layout("adapter, BERT", bert, P),
+        Layout("adapter, XLM-R, cls", lora.of("XLMRoberta", pooling="cls"), P),
+        Layout("adapter, Qwen2, last token", last, P),
+        Layout("adapter, Mistral, last token", lora.language("Mistral", **features), P),
+        Layout("adapter, trained as a language model", lora.language("Mistral", **causal), P),
+        Layout("adapter, every linear layer", lora.of("Bert", target_modules="all-linear"), P),
+        Layout("adapter, embeddings", lora.language("Qwen2", **embeddings), P),
+        Layout("adapter, some tokens", lora.of("Bert", **words), P),
+        Layout("adapter, further modules", lora.of("Bert", **saved), P),
+        Layout("adapter, rsLoRA", lora.of("Bert", use_rslora=True, lora_alpha=3), P),
+        Layout("adapter, DoRA", lora.of("Bert", use_dora=True), P, mend=lora.magnitudes),
+        Layout("adapter, IA3", lora.language("Qwen2", ia3=True, **scaled), P),
+        Layout("adapter, Dense after it", projected, P),
+        Layout("adapter, bare", lora.bare("Bert", words=True), P, stated),
+        Layout("adapter, SPLADE", splade, S, kind="sparse", texts=formats.texts(8, 1)),
+        Layout(
+            "adapter, ColBERT",
+            lora.adapted(formats.colbert, target_modules=["query"]),
+            S,
+            kind="multivector",
+            texts=formats.texts(8, 1),
+        ),
+        Layout(
+            "adapter, prompt tuning", lora.prompts, refused="PROMPT_TUNING, which is not merged"
+        ),
+        Layout("adapter, vocabulary enlarged", lora.enlarged, refused="vocabulary was enlarged"),
+    ]
+    heads = [
+        (f"adapter, cross-encoder, {family}", lora.reranker(family), {"scores": lora.scored})
+        for family in ("Bert", "Qwen2")
+    ]
+    return rows + [
+        Layout(name, maker, kind="reranker", engine="cross-encoder", pairs=rankers.PAIRS, **given)
+        for name, maker, given in heads
+    ]
+
+
 def rerankers() -> list[Layout]:
     return [
         Layout(name, maker, kind="reranker", **given) for name, maker, given in rankers.RERANKERS
@@ -849,4 +905,5 @@ LAYOUTS = [
     Layout("padding before, mean", lambda f: left(plain(f)), P),
     *other_kinds(),
     *rerankers(),
+    *adapters(),
 ]

@@ -677,3 +677,47 @@ def test_a_model_that_nothing_runs_is_told_before_it_is_downloaded(monkeypatch):
     served = {"id": "Org/Known-1.5B", "source": {"server": "http://gpu:8080"}}
     stated = {"normalize": True, "query_prompt": "", "passage_prompt": ""}
     assert experiment(models=[served | stated]).models[0].id == "Org/Known-1.5B"
+
+
+def test_an_adapters_base_is_a_download_of_its_own_and_part_of_what_its_vectors_are():
+    def with_base(*others, **base):
+        row = {"id": "Org/Tuned-1.5B", "revision": COMMIT, "normalize": True}
+        return experiment(models=[row | ({"base": base} if base else {}), *others])
+
+    first = with_base(hub="Org/Known-1.5B", revision="a" * 40)
+    second = with_base(hub="Org/Known-1.5B", revision="b" * 40)
+    made = {"stage", *ALL}
+    assert changed(keys(first), keys(second)) == changed(keys(with_base()), keys(first)) == made
+    assert cost.parameters(first.models[0]) == 22_700_000  # those of its base
+    assert with_base(hub="Org/Known-1.5B").models[0].base.revision == COMMIT  # the registry's
+    shared = with_base({"id": "Org/Known-1.5B"}, hub="Org/Known-1.5B")
+    compiled = compile_plan(shared, outside(shared), "snakemake")
+    fetching = [job for job in compiled.jobs if job.rule == "download"]
+    assert sorted(job.label for job in fetching) == ["Org/Known-1.5B", "Org/Tuned-1.5B"]
+    staging = next(job for job in compiled.jobs if job.name == "stage__Org__Tuned-1_5B")
+    assert {path for job in fetching for path in job.artifacts} == set(staging.inputs)
+    for base, says in (
+        ({"hub": "Org/Other"}, "base: no revision is known for Org/Other"),
+        ({"hub": "Org/Other", "revision": "main"}, "base: revision 'main' can move"),
+        ({"hub": "Org/Other", "path": "x"}, "base: a source is one of"),
+        ({"wheel": "x==1"}, "wheel"),
+    ):
+        with pytest.raises(UserError, match=says):
+            with_base(**base)
+    with pytest.raises(UserError, match="base: its server decides that"):
+        experiment(models=[{"id": "a", "source": {"server": "http://h"}, "base": {"path": "x"}}])
+    local = {"models": [{"id": "a", "base": {"path": "bases/b"}}]}
+    assert absolute_paths(local, Path("/here"))["models"][0]["base"]["path"] == "/here/bases/b"
+
+
+def test_reranking_by_an_adapter_is_of_its_base_too():
+    def reranked(commit):
+        row = {"id": "Org/Judge", "revision": COMMIT, "rerank": {"run": "Org/Known-1.5B"}}
+        base = {"hub": "Org/Base", "revision": commit}
+        built = experiment(models=[{"id": "Org/Known-1.5B"}, row | {"base": base}])
+        rows = Catalogue(built, outside(built)).rows()
+        return {row.model.id: row.run.path for row in rows}
+
+    first, second = reranked("a" * 40), reranked("b" * 40)
+    assert first["Org/Known-1.5B"] == second["Org/Known-1.5B"]
+    assert first["Org/Judge"] != second["Org/Judge"]

@@ -16,6 +16,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections import Counter
@@ -43,6 +44,7 @@ PLAIN = {
     "MultiVectorWrapper",
     "CrossEncoderWrapper",
 }
+ADAPTED = re.compile(r"([0-9a-f]{40})-([0-9a-f]{40})")  # the commits of a base and its adapter
 RERANKERS = {"Qwen3RerankerWrapper", "BGEReranker", "JinaReranker"}  # recipes of their own here
 
 
@@ -102,11 +104,21 @@ def about_of(meta: Any) -> dict[str, str]:
     kind = KINDS[meta.model_type[0]]
     loader = getattr(getattr(meta.loader, "func", meta.loader), "__name__", "none")
     sentence = "Sentence Transformers" in meta.framework or loader in PLAIN
+    base = meta.loader_kwargs.get("base_model_name_or_path")
     remote = bool(meta.loader_kwargs.get("trust_remote_code"))
     if not meta.open_weights or "API" in meta.framework:
         runs, why = (
             "server",
             "its weights aren't published; a server that speaks for it can be used",
+        )
+    elif base and (adapter := ADAPTED.fullmatch(meta.revision or "")):
+        runs, why = (
+            "none",
+            (
+                f"an adapter that mteb runs with code of its own ({loader}); state revision: "
+                f"{adapter[2]}, base: {{hub: {base}, revision: {adapter[1]}}} and its prompts and "
+                "pooling"
+            ),
         )
     elif meta.revision is None or len(meta.revision) != 40:
         runs, why = "none", "mteb pins no single commit of it"

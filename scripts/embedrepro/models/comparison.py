@@ -5,13 +5,17 @@ both sides run the first layers only.
 """
 
 import json
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, printable
+from ..sources.adapter import ADAPTER
+from .adapters import BASE
 from .examination import FULL_BYTES, LAYERS, TEXTS, Finding, finding, weight_bytes
 from .facts_table import ROLES, Role, prompt_for
 from .st_files import json_object
@@ -57,11 +61,13 @@ def compare(staged: Path, record: dict[str, Any]) -> list[Finding]:
 def compare_many(staged: Path, record: dict[str, Any]) -> list[Finding]:
     """`compare` for a sparse or a multi-vector model: weights of terms, or a vector a token."""
     try:
-        engine = load_ours(staged)
-        found = {role: own_many(engine, sample(record), role) for role in ROLES}
-        del engine
-        model = reference(staged, record)
-        expected = {role: peer_many(model, record, sample(record), role) for role in ROLES}
+        both = views(staged, record) if record.get("adapter") else nullcontext((staged, staged))
+        with both as (merged, unmerged):
+            engine = load_ours(merged)
+            found = {role: own_many(engine, sample(record), role) for role in ROLES}
+            del engine
+            model = reference(unmerged, record)
+            expected = {role: peer_many(model, record, sample(record), role) for role in ROLES}
     except UserError as error:
         return [finding("load", False, printable(error, 2000))]
     except Exception as error:  # a model's modules may raise anything
@@ -193,24 +199,34 @@ def shown(vector: "np.ndarray") -> str:
 def views(staged: Path, record: dict[str, Any]) -> Iterator[tuple[Path, Path]]:
     """(folder for the engine, folder for sentence-transformers), cut to some layers if large."""
     theirs = staged / SHIPPED if record.get("shipped") else staged
-    config = json_object(staged / "config.json", {})
-    layers = config.get("num_hidden_layers", 0)
+    adapter = record.get("adapter")
+    layers = json_object(staged / "config.json", {}).get("num_hidden_layers", 0)
     whole = record["code"] or weight_bytes(record) <= FULL_BYTES
-    if whole or not isinstance(layers, int) or layers <= LAYERS:
+    whole = whole or not isinstance(layers, int) or layers <= LAYERS
+    if whole and not adapter:
         yield staged, theirs
         return
     with tempfile.TemporaryDirectory(prefix="preflight-") as scratch:
         places = Path(scratch) / "ours", Path(scratch) / "theirs"
         for place, folder in zip(places, (staged, theirs), strict=True):
-            place.mkdir()
-            for path in folder.iterdir():
-                (place / path.name).symlink_to(path)
-            short = json_object(folder / "config.json") | {"num_hidden_layers": LAYERS}
-            if short.get("layer_types"):
-                short["layer_types"] = short["layer_types"][:LAYERS]
-            (place / "config.json").unlink()
-            (place / "config.json").write_text(json.dumps(short), encoding="utf-8")
+            linked = shutil.copytree(folder, place, copy_function=os.symlink)
+            if adapter and folder == theirs:
+                base = linked / BASE
+                name = linked / adapter["path"] / ADAPTER
+                rewrite(name, json_object(name) | {"base_model_name_or_path": str(base)})
+                linked = base
+            if not whole:
+                short = json_object(linked / "config.json") | {"num_hidden_layers": LAYERS}
+                if short.get("layer_types"):
+                    short["layer_types"] = short["layer_types"][:LAYERS]
+                rewrite(linked / "config.json", short)
         yield places
+
+
+def rewrite(link: Path, value: dict[str, Any]) -> None:
+    """Put a file of its own in place of a link."""
+    link.unlink()
+    link.write_text(json.dumps(value), encoding="utf-8")
 
 
 def reference(folder: Path, record: dict[str, Any]) -> Any:
@@ -223,13 +239,20 @@ def reference(folder: Path, record: dict[str, Any]) -> Any:
     cls = {"sparse": "SparseEncoder", "multivector": "MultiVectorEncoder"}.get(
         record["kind"], "SentenceTransformer"
     )
-    return getattr(sentence_transformers, cls)(
+    model = getattr(sentence_transformers, cls)(
         str(folder),
         device="cpu",
         local_files_only=True,
         trust_remote_code=bool(record["code"]),
         model_kwargs={"dtype": "float32"},
     )
+    if (adapter := record.get("adapter")) and adapter["dora"]:
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        # transformers 5.23 leaves DoRA's magnitudes as they began, without a word; peft reads them.
+        tensors = load_peft_weights(str(folder / adapter["path"]), device="cpu")
+        set_peft_model_state_dict(model[0].auto_model, tensors)
+    return model
 
 
 def peer(model: Any, record: dict[str, Any], texts: Sequence[str], role: Role) -> "np.ndarray":

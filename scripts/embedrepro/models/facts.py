@@ -336,7 +336,7 @@ class Resolver:
         """The precision of a fast pass: as stated, or the half that the weights are stored in."""
         if stated != "auto":
             return str(self.note("fast_dtype", stated, "dtype", "as dtype states"))
-        stored = main_dtype(self.base)
+        stored = self.spec.get("stored") or main_dtype(self.base)
         where = "the weights" if stored else "config.json"
         stored = stored or str(self.config.get("dtype", self.config.get("torch_dtype")))
         value = HALF.get(stored, "float16")

@@ -11,7 +11,8 @@ from typing import Any
 from ..errors import UserError, printable
 from ..files import atomic, sha256, write_json, write_record
 from ..sources.hub import check_replaceable
-from ..sources.snapshot import check_digests, check_no_pointers, check_whole
+from ..sources.snapshot import check_whole
+from .adapters import Adapter
 from .architectures import dtype_name, flagembedding_rerankers
 from .examination import HEADS, NEAR, TEXTS, Finding, finding, poisoned
 from .facts import Resolver, token_text
@@ -27,8 +28,6 @@ from .staging import (
     decision,
     describe,
     link,
-    listed_files,
-    refuse_adapter,
     staged_names,
     weight_files,
 )
@@ -63,26 +62,27 @@ ST_FILES = ("modules.json", "config_sentence_transformers.json", "sentence_bert_
 
 
 def stage_reranker(
-    spec: Mapping[str, Any], snapshot: Path, output: Path, prove: bool = False
+    spec: Mapping[str, Any],
+    snapshot: Path,
+    output: Path,
+    files: dict[str, dict[str, Any]],
+    adapter: Adapter | None,
 ) -> dict[str, Any]:
     """Write the staged folder of a reranker and return what its stage.json says.
 
     `spec` is as for `staging.stage`; its facts may name the `recipe`, one of RECIPES, where the
-    folder and FlagEmbedding's mapping don't tell. Raises UserError.
+    folder and FlagEmbedding's mapping don't tell. `files` are the snapshot's, which lacks the
+    weights yet where it is an `adapter`'s. Raises UserError.
     """
-    files = listed_files(snapshot)
-    if prove:
-        check_digests(snapshot, files, "manifest.json")
-    check_no_pointers(
-        {n: snapshot / n for n in files if n.endswith((".safetensors", ".bin"))}, str(snapshot)
-    )
-    refuse_adapter(snapshot, spec)
+    decisions: list[dict[str, Any]] = []
+    if adapter:
+        files = adapter.merge()
+        decisions.append(adapter.decision())
     config = configuration(snapshot)
     weights = weight_files(snapshot, spec.get("allow_pickle", False))
     present = [name for name in TOKENIZER_FILES if (snapshot / name).is_file()]
     check_whole(snapshot, [*weights, *present], str(snapshot))
     refuse_bad_tokenizer(snapshot)
-    decisions: list[dict[str, Any]] = []
     recipe = choose_recipe(spec, snapshot, config, decisions)
     task = LOGITS if asks_in_modules(snapshot) and recipe == "cross-encoder" else TASKS[recipe]
     check_head(spec, snapshot, config, task)
@@ -98,7 +98,7 @@ def stage_reranker(
     limit = Resolver(
         {"id": spec["id"], "facts": {"pooling": "mean", "normalize": False}}, snapshot
     ).position_limit()
-    stored = main_dtype(snapshot)
+    stored = spec.get("stored") or main_dtype(snapshot)
     record = {
         "id": spec["id"],
         "model": spec["model"],

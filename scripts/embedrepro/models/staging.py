@@ -20,6 +20,7 @@ from ..files import atomic, damaged, sha256, write_json, write_record
 from ..sources.code import CODE
 from ..sources.hub import check_replaceable
 from ..sources.snapshot import check_digests, check_no_pointers, check_whole
+from .adapters import Adapter, opened
 from .architectures import ENCODERS, native_class, native_head, packs
 from .facts import Resolved, hidden_size, resolve
 from .facts_table import KINDS, VECTORS
@@ -30,7 +31,6 @@ from .tokenizer_files import TOKENIZER_FILES, refuse_bad_tokenizer, write_tokeni
 
 HASH = re.compile(r"[0-9a-f]{40}")
 SHIPPED = "shipped"  # below a staged folder: the model as it came, for the comparison
-ADAPTER = "adapter_config.json"
 HEADS = ("sparse_linear.pt", "colbert_linear.pt")  # of BGE-M3: lexical weights, token vectors
 
 
@@ -40,8 +40,9 @@ def stage(
     """Write the staged folder `output` of the model `spec` and return what its stage.json says.
 
     `spec`: id, model (its slug), source, trust_remote_code, allow_pickle, kind (dense without one),
-    facts (all that the user states) and registry (its entry). `snapshot` is only read; weights are
-    hard-linked (copied onto another file system). `prove` checks the snapshot's digests first.
+    facts (all that the user states), registry (its entry) and, of an adapter, base (id, source and
+    folder of what it changes). `snapshot` is only read; weights are hard-linked (copied onto
+    another file system). `prove` checks the snapshot's digests first.
     Whatever is refused is refused with a UserError and nothing written.
     """
     snapshot, output = Path(snapshot), Path(output)
@@ -53,23 +54,24 @@ def stage(
         from .served import stage_server
 
         return stage_server(spec, snapshot, output)
-    if spec.get("kind") == "reranker":
-        from .rerankers import stage_reranker
-
-        return stage_reranker(spec, snapshot, output, prove)
     files = listed_files(snapshot)
     if prove:
         check_digests(snapshot, files, "manifest.json")
     weights = {n: snapshot / n for n in files if n.endswith((".safetensors", ".bin"))}
     check_no_pointers(weights, str(snapshot))
-    refuse_adapter(snapshot, spec)
-    if not (snapshot / "modules.json").is_file():
-        configuration(snapshot)  # what is wrong with it comes before what is not said of it
-    resolved = resolve(spec, snapshot)
-    check_kind(spec, resolved.layout)
-    if resolved.layout.general:
-        return _GeneralFolder(spec, snapshot, files, resolved).write(output)
-    return _TransformerFolder(spec, snapshot, files, resolved).write(output)
+    with opened(spec, snapshot, output, prove) as (spec, snapshot, adapter):
+        if spec.get("kind") == "reranker":
+            from .rerankers import stage_reranker
+
+            return stage_reranker(spec, snapshot, output, files, adapter)
+        if not (snapshot / "modules.json").is_file():
+            configuration(snapshot)  # what is wrong with it comes before what is not said of it
+        resolved = resolve(spec, snapshot)
+        check_kind(spec, resolved.layout)
+        if adapter:
+            files = adapter.merge(resolved.layout.own)
+        cls = _GeneralFolder if resolved.layout.general else _TransformerFolder
+        return cls(spec, snapshot, files, resolved, adapter).write(output)
 
 
 class _Folder:
@@ -81,12 +83,17 @@ class _Folder:
         snapshot: Path,
         files: dict[str, dict[str, Any]],
         resolved: Resolved,
+        adapter: Adapter | None,
     ) -> None:
         self.spec, self.snapshot, self.files = spec, snapshot, files
         self.facts, self.decisions = dict(resolved.facts), resolved.decisions
         self.layout = resolved.layout
         self.base = snapshot / self.layout.base
         self.translated = False  # config.json, into transformers' words
+        self.adapter = adapter
+        if adapter:
+            self.decisions.append(adapter.decision())
+            self.layout.beyond.append("an adapter, merged")
 
     def record(self, architecture: str, cls: str, code: Iterable[str]) -> dict[str, Any]:
         return {
@@ -117,7 +124,13 @@ class _Folder:
             name: row["sha256"] for name, row in record["files"].items() if name.endswith(".py")
         }
         alike = not (self.layout.general or record["code"] or self.translated or self.overruled())
-        if self.layout.beyond and alike:
+        if self.adapter:
+            # sentence-transformers looks for the base in a folder of the adapter's folder's name.
+            alike = alike and not self.layout.base
+            path = self.layout.base if self.layout.general else ""
+            self.adapter.ship(folder / SHIPPED, self.snapshot if alike else folder, path)
+            record |= {"shipped": True, "adapter": {**self.adapter.about, "path": path}}
+        elif self.layout.beyond and alike:
             record["shipped"] = self.ship(folder)
         write_record(folder / "stage.json", record)
 
@@ -323,27 +336,6 @@ def check_kind(spec: Mapping[str, Any], layout: Layout) -> None:
             f"{printable(spec['id'])}: its modules make a {layout.kind} model, not a {wanted} one; "
             f"{other}"
         )
-
-
-def refuse_adapter(snapshot: Path, spec: Mapping[str, Any]) -> None:
-    """A LoRA adapter changes every vector; which weights it belongs to the folder doesn't say."""
-    if not (snapshot / ADAPTER).is_file():
-        return
-    settings = json_object(snapshot / ADAPTER)
-    base = printable(settings.get("base_model_name_or_path"))
-    whole = (snapshot / "config.json").is_file() and any(
-        (snapshot / f"{name}").is_file()
-        for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-    )
-    raise UserError(
-        f"{printable(spec['id'])}: holds an adapter ({ADAPTER}, for {base})"
-        + (
-            " beside full weights, and nothing says whether they hold it already"
-            if whole
-            else " and not the model that it changes"
-        )
-        + "; merge it (peft: merge_and_unload) and give that folder as source: {path: …}"
-    )
 
 
 def listed_files(snapshot: Path) -> dict[str, dict[str, Any]]:

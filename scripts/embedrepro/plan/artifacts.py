@@ -142,6 +142,7 @@ class Catalogue:
             "sha256": model.sha256,
             "allow_pickle": model.allow_pickle,
             "code_revision": model.code_revision,
+            "base": model.base is not None,
             "folder": folder,
         }
         path, size = f"{folder}/manifest.json", cost.download_bytes(model)
@@ -158,7 +159,7 @@ class Catalogue:
         return self.add(Artifact("environment", f"{folder}/environment.json", spec, label=label))
 
     def stage(self, model: Model) -> Artifact:
-        snapshot = self.download(model)
+        snapshot, base = self.download(model), model.base and self.download(model.base)
         spec = {
             "id": model.id,
             "model": model.name,
@@ -173,12 +174,15 @@ class Catalogue:
         stated = known_facts(model.known)
         how = [model.kind == "rerank", model.trust_remote_code, stated_facts(model), stated]
         how += [model.pins] if model.pins else []
+        how += base_key(model)
         key = key_of("stage", model.id, model.weights_key, how)
         folder = self.path("models", "staged", f"{model.name}-{key}")
         places = {"snapshot": snapshot.spec["folder"], "folder": folder}
+        if base:
+            places["base"] = {k: base.spec[k] for k in ("id", "source", "folder")}
         path = f"{folder}/stage.json"
         environment = self.environment(model)
-        inputs = (snapshot.path, *([environment.path] if environment else []))
+        inputs = tuple(made.path for made in (snapshot, base, environment) if made)
         return self.add(Artifact("stage", path, spec | places, inputs, label=model.id))
 
     def preflight(self, model: Model) -> Artifact:
@@ -582,7 +586,13 @@ def encode_identity(model: Model, role: Role, settings: Mapping[str, Any]) -> li
     reaching = {k: v for k, v in stated.items() if k not in ("dtype", f"{role}_prompt")}
     weights = [key_of("stage", model.id), model.weights_key, model.trust_remote_code]
     weights += [model.pins] if model.pins else []
+    weights += base_key(model)
     return [weights, reaching, dict(settings)]
+
+
+def base_key(model: Model) -> list[Spec]:
+    """What in a key stands for the model that an adapter changes."""
+    return [{"base": model.base.weights_key}] if model.base else []
 
 
 def task_names(dataset: ResolvedDataset, split: str | None) -> list[str]:

@@ -160,7 +160,7 @@ def read_scope(config: Config, repository: Path) -> Scope:
     )
 
     def read(entry: Config, part: Part) -> Model:
-        return read_model(entry, models.get(entry["id"], {}), digests, part)
+        return read_model(entry, models, digests, part)
 
     return Scope(config, experiment, outside, read)
 

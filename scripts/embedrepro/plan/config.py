@@ -46,6 +46,7 @@ NO_FACTS = {
     "precision",
     "environment",
     "code_revision",
+    "base",
     "stored",
     "rescore",
     "calibration",
@@ -89,6 +90,7 @@ class Model:
     environment: str = ""  # of its own, in which it is staged and run; "" is the workflow's
     pins: str = ""  # the digest of that environment's pins
     code_revision: str = ""  # the commit of another repository that its code lies in
+    base: "Model | None" = None  # of an adapter the model that it changes
 
     @property
     def name(self) -> str:
@@ -161,6 +163,7 @@ def absolute_paths(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         if isinstance(entry.get("run"), dict):
             locate(entry["run"], *entry["run"])
         locate(entry.get("source"), "path")
+        locate(entry.get("base"), "path")
         for mirror in entry["mirrors"] if isinstance(entry.get("mirrors"), list) else []:
             locate(mirror, "path")
     for entry in _mappings(config.get("datasets")):
@@ -209,7 +212,7 @@ def read_experiment(
         name=config["experiment"],
         store=config["store"],
         models=tuple(
-            read_model(entry, models.get(entry["id"], {}), digests, part)
+            read_model(entry, models, digests, part)
             for entry, part in entries(config["models"], models)
         ),
         datasets=tuple(resolved),
@@ -276,11 +279,12 @@ class Digests:
 
 def read_model(
     entry: Mapping[str, Any],
-    known: Mapping[str, Any],
+    models: Mapping[str, Any],
     digests: Digests,
     part: Part = Part(),  # noqa: B008
 ) -> Model:
-    slug = names.entry_slug(entry)
+    """The row of one entry; `models` is the registry."""
+    slug, known = names.entry_slug(entry), models.get(entry["id"], {})
     kind = row_kind(entry, known)
     check_stored(entry, kind)
     if kind == "run":
@@ -348,6 +352,30 @@ def read_model(
         environment=environment,
         pins=digests.pins(environment) if environment else "",
         code_revision=code_revision,
+        base=base_model(entry, models, digests),
+    )
+
+
+def base_model(
+    entry: Mapping[str, Any], models: Mapping[str, Any], digests: Digests
+) -> Model | None:
+    """The model that an adapter changes: files, and no row."""
+    given = entry.get("base")
+    if not given:
+        return None
+    model_id = given.get("hub", f"{entry['id']}-base")
+    names.check_id(model_id)
+    known = models.get(given.get("hub"), {})
+    source = model_source(entry["id"], given, known.get("revision"), "base")
+    return Model(
+        id=model_id,
+        slug=names.slug(model_id),
+        kind="dense",
+        source=source,
+        identity=identity(source, digests),
+        allow_pickle=entry.get("allow_pickle", False),
+        known=known,
+        weight_bytes=weight_bytes(source),
     )
 
 
@@ -416,8 +444,9 @@ def identity(source: Mapping[str, Any], digests: Digests) -> Mapping[str, Any]:
     return {local: digests.path(str(source[local]))} if local else source
 
 
-def model_source(model_id: str, source: Any, revision: str | None) -> dict[str, Any]:
-    where = f"config.models: '{printable(model_id, 80)}'"
+def model_source(model_id: str, source: Any, revision: str | None, key: str = "") -> dict[str, Any]:
+    """A source as the plan has it, pinned; `key`: under which one of the entry it stands."""
+    where = f"config.models: '{printable(model_id, 80)}'" + (f": {key}" if key else "")
     given: dict[str, Any] = {"hub": model_id} if source == "hub" else dict(source)
     if "server" in given:
         check_url(given["server"], where)

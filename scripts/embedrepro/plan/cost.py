@@ -11,6 +11,7 @@ from .config import Model
 
 PARAMETERS = 110_000_000  # assumed of a model that nobody knows: BERT-base
 CHARACTERS_A_TOKEN = 4
+ADAPTED = 0.02  # of a model's weights that an adapter holds, at a guess
 BYTES_A_PARAMETER = 4  # most embedding models are published in float32
 SHARE = 0.6  # of the matrix-product rate that encoding keeps up
 TOKENS_A_SECOND = 2_500_000  # what the tokenizer does where the model is small
@@ -30,15 +31,20 @@ MOST_PIECES = 512
 
 
 def parameters(model: Model) -> int:
-    """As the registry says, or what a local folder's weights can hold in float32."""
+    """As the registry says, or what a local folder's weights can hold in float32; of an adapter
+    those of the model that it changes."""
+    if model.base:
+        return parameters(model.base)
     local = model.weight_bytes and model.weight_bytes // BYTES_A_PARAMETER
     return int(model.known.get("parameters") or local or PARAMETERS)
 
 
 def download_bytes(model: Model) -> float:
     """What fetching a model takes from a network, at a guess; 0 of one that needs none."""
-    here = {"path", "demo", "server"} & model.source.keys()
-    return 0.0 if here else float(parameters(model) * BYTES_A_PARAMETER)
+    if {"path", "demo", "server"} & model.source.keys():
+        return 0.0
+    share = ADAPTED if model.base else 1.0
+    return share * parameters(model) * BYTES_A_PARAMETER
 
 
 def encode_work(model: Model, chars: int) -> float:

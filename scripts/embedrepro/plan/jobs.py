@@ -24,6 +24,7 @@ from .cost import (
 # Runs that are made of other runs, or of what is made from all pieces of a corpus' vectors.
 AFTER = ("weighted", "maxsim", "stored")
 ON_CPU = ("stored",)  # of them those that take no device
+MERGED = 5  # bytes a parameter that merging an adapter holds: the model in float32, a tensor twice
 LOCAL_TOGETHER = 20_000_000  # characters of local corpora that one process prepares together
 
 
@@ -246,6 +247,9 @@ def model_jobs(catalogue: Catalogue, model: Model, rows: Sequence[Row]) -> list[
         make_job(model.name, "download", [catalogue.download(model)]),
         make_job(model.name, "stage", [catalogue.stage(model)]),
     ]
+    if model.base:
+        jobs.append(make_job(model.base.name, "download", [catalogue.download(model.base)]))
+        jobs[1] = replace(jobs[1], mem_mb=jobs[1].mem_mb + parameters(model) * MERGED // 10**6)
     if model.kind == "rerank":
         jobs += rerank_jobs(catalogue, model, runs)
     else:

@@ -146,4 +146,5 @@ class _Trials:
 
     def fetched(self, model: Model) -> bool:
         """Whether a model's files are there: another revision is not downloaded for a trial."""
-        return is_made(self.catalogue.download(model))
+        needed = [model, *([model.base] if model.base else [])]
+        return all(is_made(self.catalogue.download(one)) for one in needed)

@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import UserError, about, printable
 from ..files import atomic, digest, locked, read_json, remove, write_record
 from ..names import check_id
+from .adapter import ADAPTER, read_adapter, refuse_baseless
 from .code import fetch_code
 from .snapshot import (
     MANIFEST,
@@ -34,8 +35,9 @@ def download_model(spec: dict[str, Any], output: Path, cache: Path | None = None
     """Write the model that `spec` describes to the folder `output`; return its manifest.
 
     `spec` has `id`, `source`, and optionally `mirrors` (tried in order when the source can't be
-    reached), `sha256` (file name → hex digest), `allow_pickle` and `code_revision` (the commit of
-    another repository that its code lies in). A source is one of
+    reached), `sha256` (file name → hex digest), `allow_pickle`, `code_revision` (the commit of
+    another repository that its code lies in) and `base` (whether a base model is pinned, without
+    which an adapter is refused). A source is one of
     {"hub": id, "revision": 40 hex digits}, {"wheel": "name==1.0"}, {"wheels": [parts of a zip]},
     {"path": folder}, {"demo": seed}, {"server": address, "model": name}, of which only what it says
     of itself can be had.
@@ -58,6 +60,8 @@ def download_model(spec: dict[str, Any], output: Path, cache: Path | None = None
             return fetched(output, spec)
         answered, folder, hashes = first_that_answers(spec, scratch, cache)
         hashes |= fetch_code(spec, folder, scratch)
+        if not spec.get("base"):
+            refuse_baseless(folder, spec["id"], base_now(folder, answered))
         where = describe(answered)
         check_pins(spec.get("sha256") or {}, hashes, where)
         check_whole(folder, hashes, where)
@@ -99,6 +103,16 @@ def check_replaceable(output: Path, names: Container[str]) -> None:
         name = path.relative_to(output).as_posix()
         if not path.is_dir() and name not in names:
             raise UserError(f"{output}: holds '{printable(name)}', no file of this model; move it")
+
+
+def base_now(folder: Path, answered: dict[str, Any]) -> str:
+    """Of an adapter from the hub, where its base model stands there, in words; else nothing."""
+    if "hub" not in answered or not (folder / ADAPTER).is_file():
+        return ""
+    from .hub_client import now
+
+    settings = read_adapter(folder)
+    return now(str(settings.get("base_model_name_or_path")), settings.get("revision"))
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import UserError, printable
 from ..files import damaged, digest, read_json, sha256, write_record
+from .adapter import ADAPTER
 
 MANIFEST = "manifest.json"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
@@ -23,7 +24,7 @@ TEXTS = (".json", ".txt", ".model", ".py", ".jinja", ".spm", ".tiktoken", ".bpe"
 NOTICES = re.compile(r"(README|LICEN[CS]E|NOTICE)[^/]*", re.IGNORECASE)
 # What transformers loads by itself; other .safetensors beside it are exports in other precisions.
 STANDARD = re.compile(r"(model|adapter_model)(-\d+-of-\d+)?\.safetensors")
-PICKLES = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
+PICKLES = re.compile(r"(pytorch_model(-\d+-of-\d+)?|adapter_model)\.bin")
 MODULE_FOLDER = re.compile(r"\d+_\w+")  # sentence-transformers' own names: 1_Pooling, 2_Dense
 ROUTE_FOLDER = re.compile(r"\w+_\d+_\w+")  # and within a Router: query_0_SparseStaticEmbedding
 # Settings of Stanford's ColBERT; heads of BGE-M3, which are read as tensors only.
@@ -94,7 +95,7 @@ def _choose_in_folder(names: list[str]) -> list[str]:
 def check_choice(names: Iterable[str], where: str, allow_pickle: bool) -> None:
     """Refuse a model without configuration or weights, or with pickles that nobody asked for."""
     names = list(names)
-    if "config.json" not in names and "modules.json" not in names:
+    if not {"config.json", "modules.json", ADAPTER} & set(names):
         raise UserError(f"{where}: holds no config.json, so it is not a model's folder")
     pickles = [name for name in names if name.endswith(".bin")]
     if pickles and not allow_pickle:
