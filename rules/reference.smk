@@ -53,5 +53,6 @@ rule reference:
     localrule: True
     conda:
         "../envs/data.yaml"
+    threads: SHOW_THREADS
     shell:
         show("--reference") + " 2>&1 | tee {log:q}"

@@ -170,8 +170,8 @@ class _TransformerFolder(_Folder):
         native = self.facts["native"]
         code, cls = choose_class(*given, "AutoModel", native, self.decisions)
         if not code:
-            self.translated = native_config(config) != config
-            config = native_config(config)
+            told = native_config(config)
+            self.translated, config = told != config, told
         engine = self.engine(config, bool(code))
         record = self.record(config["model_type"], cls, code) | self.facts | engine
         record |= {
