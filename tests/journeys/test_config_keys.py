@@ -126,6 +126,7 @@ ROWS = {
     "sentence": Row("bert", {"engine": "sentence_transformers"},
                     "models[].engine=sentence_transformers", same=True),
     "exact": Row("bert", {"precision": "exact"}, "models[].precision=exact", same=True),
+    "full": Row("bert", {"precision": "full", "dtype": "bfloat16"}, "models[].precision=full"),
     "fast": Row("bert", {"precision": "fast", "dtype": "float32"}, "models[].precision=fast",
                 same=True),
     "most": Row("bert", {"pooling": "max"}, "models[].pooling=max", {"pooling": "max"}),

@@ -516,9 +516,31 @@ def modules() -> list[Layout]:
         Layout("own code of a native type", make.own_forward, F, {"native": False}),
         Layout("own code that trust asks for", make.own_forward, F),
         Layout(
-            "own code, not trusted: the native class", make.own_forward, P, trust=False, mend=native
+            "own code of which nobody says anything",
+            make.own_forward,
+            trust=False,
+            refused="code of its own for the model .*set native: true to leave it out",
+        ),
+        Layout(
+            "own code left out", make.own_forward, P, {"native": True}, trust=False, mend=native
+        ),
+        Layout(
+            "own code of a decoder", coded_decoder, refused="set attention: causal or bidirectional"
+        ),
+        Layout(
+            "own code of a decoder, its direction stated",
+            coded_decoder,
+            P,
+            {"attention": "causal"},
+            trust=False,
+            mend=native,
         ),
     ]
+
+
+def coded_decoder(folder: Path) -> Path:
+    llama()(folder)
+    return change(folder, CONFIG, auto_map={"AutoModel": "modeling_own.Own"})
 
 
 def native(peer: Any) -> None:

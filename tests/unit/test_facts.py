@@ -256,6 +256,11 @@ def test_attention(model):
     shipped = stated | {"auto_map": {"AutoModel": "m.C"}}
     with pytest.raises(UserError, match="set attention: causal or bidirectional"):
         resolve(spec(facts=given), model(shipped))
+    silent = QWEN | {"auto_map": {"AutoModel": "m.C"}}
+    with pytest.raises(UserError, match="is a qwen2, causal as built, .* set attention: causal or"):
+        resolve(spec(facts=given), model(silent))
+    generates = QWEN | {"auto_map": {"AutoModelForCausalLM": "m.C"}}
+    assert resolve(spec(facts=given), model(generates))[0]["attention"] == "causal"
     facts, _ = resolve(spec(facts=given | {"attention": "causal"}), model(shipped))
     assert facts["attention"] == "causal"
     own = {"model_type": "unheard-of", "hidden_size": 8, "auto_map": {"AutoModel": "m.C"}}

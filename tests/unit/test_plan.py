@@ -251,6 +251,16 @@ def test_encoding_again_costs_a_quarter_of_the_fast_pass(monkeypatch):
         assert 3 * large < small < 4 * large
 
 
+def test_full_precision_encodes_again_whatever_it_takes_for_every_depth():
+    models = [{"id": "Org/Known-1.5B", "alias": p, "precision": p} for p in ("exact", "full")]
+    made = plan(models=models, datasets=["msmarco-passage"])
+    runs = [a for a in made.artifacts.values() if a.step == "refine" and "/dev" in a.path]
+    exact, full = sorted(runs, key=lambda run: run.spec["share"])
+    assert exact.spec["depths"] == full.spec["depths"] and exact.path != full.path
+    assert exact.spec["share"] < 0.1 and full.spec["share"] == 1
+    assert exact.spec["vectors"] == full.spec["vectors"]
+
+
 def test_the_ways_of_m3_are_rows_of_one_encoding():
     models = [{"id": "Org/Known-1.5B", "kind": "m3", "weights": [1, 0, 1]}]
     made = plan(models=models, datasets=[{"name": "beir/scifact", "shards": 3}])

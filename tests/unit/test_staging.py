@@ -141,6 +141,21 @@ def test_changed_or_added_code_is_refused_at_load(staged_custom):
         load_engine(staged_custom, {}, "cpu")
 
 
+def test_code_beside_a_native_class_is_left_out_only_if_somebody_says_so(tmp_path):
+    from unit.layout_folders import own_forward
+
+    snapshot = own_forward(tmp_path / "snap")
+    untrusted = {"trust_remote_code": False}
+    with pytest.raises(UserError, match="modeling_own.Squared.* beside transformers' BertModel"):
+        stage(traps.spec(**untrusted), snapshot, tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+    for number, said in enumerate(
+        ({"facts": {"native": True}}, {"registry": {"custom_code": "native"}})
+    ):
+        record = stage(traps.spec(**untrusted, **said), snapshot, tmp_path / str(number))
+        assert record["class"] == "BertModel" and not record["code"]
+
+
 def test_native_class_replaces_custom_code(tmp_path):
     snapshot = traps.qwen2(tmp_path / "snap")
     spec = traps.spec(facts={"attention": "causal"}, trust_remote_code=False)

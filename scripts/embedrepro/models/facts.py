@@ -158,10 +158,14 @@ class Resolver:
         if self.config.get("use_bidirectional_attention"):
             reason = "use_bidirectional_attention: true"
             return str(self.note("attention", "bidirectional", "config.json", reason))
-        if built == "causal" and flag is False and self.config.get("auto_map"):
+        custom = self.config.get("auto_map") or {}
+        if built == "causal" and (
+            custom if flag is False else flag is None and "AutoModel" in custom
+        ):
+            says = "says is_causal: false" if flag is False else f"is a {kind}, causal as built"
             raise UserError(
-                f"{self.id}: config.json says is_causal: false, but custom code came with it and "
-                "may ignore that (gte-Qwen2's does); set attention: causal or bidirectional"
+                f"{self.id}: config.json {says}, but custom code came with it and may see that "
+                "otherwise (gte-Qwen2's does); set attention: causal or bidirectional"
             )
         if isinstance(flag, bool) and built != "bidirectional":
             value = "causal" if flag else "bidirectional"

@@ -42,6 +42,15 @@ def native_config(config: Config) -> dict[str, Any]:
     return dict(config)
 
 
+def untranslatable(config: Config) -> str:
+    """The setting that keeps a config from transformers' class, or nothing."""
+    try:
+        native_config(config)
+    except Untranslatable as error:
+        return str(error)
+    return ""
+
+
 def _gte(config: Config) -> dict[str, Any]:
     """The code of Alibaba-NLP/new-impl and its copies: NTK's rope is a linear one of another base.
 

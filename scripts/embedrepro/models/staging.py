@@ -24,7 +24,7 @@ from .adapters import Adapter, opened
 from .architectures import ENCODERS, native_class, native_head, packs
 from .facts import Resolved, hidden_size, resolve
 from .facts_table import KINDS, VECTORS
-from .native_config import Untranslatable, native_config, native_type
+from .native_config import native_config, native_type, untranslatable
 from .remote_code import code_files, localize, native_wanted
 from .st_files import Layout, json_object, module_files
 from .tokenizer_files import TOKENIZER_FILES, refuse_bad_tokenizer, write_tokenizer
@@ -427,30 +427,35 @@ def choose_class(
 
     The model lies in `folder` of the `snapshot`; `task` names transformers' auto class for it. Its
     own code is asked for by `native: false`, by the registry's `custom_code: required`, and, where
-    neither says anything, by `trust_remote_code: true`, as transformers has it.
+    neither says anything, by `trust_remote_code: true`, as transformers has it. Code of which
+    nobody says anything is refused: by the user, by the registry or as a family of `native_config`.
     """
     encoder = task == "AutoModel"
     kind = native_type(config) if encoder else str(config["model_type"])
     built = ENCODERS.get(kind) or native_class(kind) if encoder else native_head(kind, task)
     custom = config.get("auto_map") or {}
     target = custom.get(task)
-    try:
-        native_config(config)
-        differs = ""
-    except Untranslatable as error:
-        differs, built = str(error), None
-    wanted = native_wanted(spec, native, target, printable(spec["id"]))
+    name = printable(spec["id"])
+    wanted = native_wanted(spec, native, target, name)
     if wanted is None and (told := (spec.get("registry") or {}).get("custom_code")):
         wanted = told == "native"
-    if wanted is None:
-        wanted = not (target and spec.get("trust_remote_code"))
+    if wanted is None and target and spec.get("trust_remote_code"):
+        wanted = False
+    differs = untranslatable(config)
     if differs and (native or not target):
         raise UserError(
-            f"{printable(spec['id'])}: config.json says {differs}, which transformers' class for "
+            f"{name}: config.json says {differs}, which transformers' class for "
             f"{printable(kind)} hasn't got"
             + ("; set native: false to run its own code" * bool(target))
         )
-    if built and (wanted or not target):
+    if built and not differs and wanted is not False:
+        read = native_config(config) != config or "attention" in (spec.get("facts") or {})
+        if wanted is None and target and not read:
+            raise UserError(
+                f"{name}: config.json names code of its own for the model ({printable(target)}) "
+                f"beside transformers' {built}, and that may compute something else; set native: "
+                "true to leave it out, or read it and set native: false and trust_remote_code: true"
+            )
         reason = f"transformers has {built}" + ("; custom code dropped" if custom else "")
         decisions.append(decision("class", built, "transformers", reason))
         return {}, built

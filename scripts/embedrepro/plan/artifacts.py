@@ -434,7 +434,7 @@ class Catalogue:
         exact = settings | {"dtype": "float32", "compiled": False}
         exact |= {"dimensions": model.cut} if model.cut else {}
         key = key_of("encode", facts(exact), key_in(self.corpus(dataset).path))
-        depths = refined_depths(self.experiment.metrics) if model.precision == "exact" else []
+        depths = refined_depths(self.experiment.metrics) if model.precision != "fast" else []
         again = {
             "depths": depths,
             "share": cost.again_share(model),

@@ -77,7 +77,7 @@ class Model:
     sha256: Mapping[str, str] = field(default_factory=dict)
     allow_pickle: bool = False
     trust_remote_code: bool = False
-    precision: Literal["exact", "fast"] = "exact"
+    precision: Literal["exact", "full", "fast"] = "exact"
     facts: Mapping[str, Any] = field(default_factory=dict)
     known: Mapping[str, Any] = field(default_factory=dict)
     cut: int | None = None

@@ -61,10 +61,13 @@ def encode_seconds(model: Model, chars: int, tflops: float) -> float:
 
 
 def again_share(model: Model) -> float:
-    """The share of a corpus that costs a quarter of its fast pass when encoded again in float32.
+    """The share of a corpus that may be encoded again in float32 for ranks after the first.
 
-    Of no device, since it decides which ranks are exact.
+    `precision: exact`: what costs a quarter of the fast pass; of no device, since it decides which
+    ranks are exact. `full`: all that it takes.
     """
+    if model.precision == "full":
+        return 1.0
     fast, exact = (encode_seconds(model, 10**9, rate) for rate in (TFLOPS, FLOAT32_TFLOPS))
     return round(QUARTER * fast / exact, 4)
 
