@@ -27,15 +27,18 @@ def without_extras() -> Iterator[None]:
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def uncollected(stays: bool = True) -> Iterator[None]:
     """Look for no garbage meanwhile, and never again among what is there at the end.
 
     Importing torch and transformers makes a million objects that stay. Looking through them takes a
-    fifth of the start, and most of the end of the process.
+    fifth of the start, and most of the end of the process. `stays`: so does what is made meanwhile.
     """
     gc.disable()
+    if not stays:
+        gc.freeze()
     try:
         yield
     finally:
-        gc.freeze()
+        if stays:
+            gc.freeze()
         gc.enable()

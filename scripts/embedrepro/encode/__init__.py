@@ -22,7 +22,7 @@ from .engine import ENGINES, Engine, Precision, engine_of
 from .facts import Facts, resolve
 
 
-@uncollected()
+@uncollected(stays=False)
 def load_engine(
     staged: Path | str,
     settings: dict[str, Any] | None = None,

@@ -154,9 +154,7 @@ def _collect() -> None:
     """Give a model's memory back before the next one is loaded."""
     import torch
 
-    gc.unfreeze()  # its own cycles are among what start-up froze
     gc.collect()
-    gc.freeze()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -141,7 +141,7 @@ class M3Engine:
         rows, cut = batch.sequences.rows, int(batch.sequences.truncated.sum())
         tokens = len(batch.sequences.ids)
         weights = torch.relu(self.sparse_linear(hidden)).squeeze(-1)[:n].float().cpu().numpy()
-        dense = torch.nn.functional.normalize(hidden[:n, 0], dim=-1).float().cpu().numpy()
+        dense = torch.nn.functional.normalize(hidden[:, 0], dim=-1)[:n].float().cpu().numpy()
         vectors = torch.nn.functional.normalize(self.colbert_linear(hidden[:, 1:]), dim=-1)[:n]
         kept = mask[:n, 1:]
         each = vectors[torch.from_numpy(kept).to(self.device)].float().cpu().numpy()

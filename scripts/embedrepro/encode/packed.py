@@ -25,11 +25,10 @@ from .facts import Facts
 from .families import PACKED_MODEL_TYPES
 from .loading import OWN_WAY, check_lengths, restore_direction, round_parameters
 from .pipeline import Pipeline
-from .steps import Steps, single_positions
+from .steps import Steps, in_blocks, single_positions
 from .tokens import Tokeniser
 
 MOST_TOKENS = 131_072  # more brings nothing
-NARROW_ROWS = 1024  # rows of a narrowed layer's products
 BATCH_FLOPS = 1e14  # nor does a batch of more work than this
 
 
@@ -169,8 +168,16 @@ class PackedEngine:
 
     def _run(self, batch: Batch, arrays: list[torch.Tensor], wanted: Wanted) -> torch.Tensor:
         """(n, kept) vectors of a batch's n sequences, on the device."""
+        finish = partial(self._vectors, kept=wanted.kept)
         run: Callable[..., torch.Tensor] = self._run_varlen if self.varlen else self._run_padded
-        vectors = self.steps.finish(run(*arrays, batch, wanted.skipped))[:, : wanted.kept].float()
+        pooled = run(*arrays, batch, wanted.skipped)
+        if self.varlen:
+            return in_blocks(finish, pooled)
+        return finish(pooled)[: len(batch.sequences.rows)]
+
+    def _vectors(self, pooled: torch.Tensor, kept: int) -> torch.Tensor:
+        """(rows, kept) of pooled states (rows, …)."""
+        vectors = self.steps.finish(pooled)[:, :kept].float()
         if self.facts.normalize:
             vectors = torch.nn.functional.normalize(vectors, dim=-1)
         return vectors.to(torch.float32 if self.precision.dtype == "float32" else torch.float16)
@@ -205,7 +212,7 @@ class PackedEngine:
         hidden = self.model(
             input_ids=ids.long(), attention_mask=mask.long(), **self._no_cache()
         ).last_hidden_state
-        return self.steps.padded(hidden, lengths, skipped)[: len(batch.sequences.rows)]
+        return self.steps.padded(hidden, lengths, skipped)
 
     def _no_cache(self) -> dict[str, bool]:
         return {"use_cache": False} if self.family.decoder else {}
@@ -254,18 +261,18 @@ def set_direction(model: torch.nn.Module, causal: bool) -> None:
 def narrow_forward(layer: torch.nn.Module, hidden: torch.Tensor, **given: Any) -> torch.Tensor:
     """The last layer's forward where only `layout.pooled` positions are read.
 
-    Its feed-forward part runs on those alone, in blocks of a constant number of rows.
+    Its feed-forward part runs on those alone.
     """
     attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden), **given)
     pooled = attention.layout.pooled
     assert pooled is not None  # who narrows lays it out so
-    blocks = []
-    for start in range(0, len(pooled), NARROW_ROWS):
-        some = pooled[start : start + NARROW_ROWS]
-        some = torch.nn.functional.pad(some, (0, NARROW_ROWS - len(some)))
+
+    def read(some: torch.Tensor) -> torch.Tensor:
         block = hidden[:, some] + attended[:, some]
-        blocks.append(block + layer.mlp(layer.post_attention_layernorm(block)))
-    return torch.cat(blocks, 1)[:, : len(pooled)]
+        found: torch.Tensor = block + layer.mlp(layer.post_attention_layernorm(block))
+        return found[0]
+
+    return in_blocks(read, pooled)[None]
 
 
 def compile_layers(layers: Iterable[torch.nn.Module]) -> None:

@@ -271,7 +271,7 @@ class SentenceTransformersEngine:
         self, request: Request, numbers: np.ndarray, features: dict[str, Any], lengths: np.ndarray
     ) -> Part:
         """A batch of features as they are."""
-        vectors = self._forward(request, features)
+        vectors = self._forward(request, features)[: len(numbers)]
         check_finite(vectors, numbers, self.facts, self.precision)
         kept = np.minimum(lengths, request.limit)
         return Part(numbers, vectors, int(kept.sum()), int((lengths > request.limit).sum()))
@@ -328,5 +328,7 @@ def _cut_flat(features: dict[str, Any], limit: int) -> tuple[dict[str, Any], np.
     if (lengths > limit).any():
         inside = torch.arange(len(ids)) - torch.repeat_interleave(offsets, lengths) < limit
         cut = lengths.clamp(max=limit)
-        features = features | {"input_ids": ids[inside], "offsets": cut.cumsum(0) - cut}
-    return features, lengths.numpy()
+        ids, offsets = ids[inside], cut.cumsum(0) - cut
+    # As many texts in the last batch as in the others: the missing ones have no tokens.
+    filled = torch.nn.functional.pad(offsets, (0, CHUNK - len(offsets)), value=len(ids))
+    return features | {"input_ids": ids, "offsets": filled}, lengths.numpy()

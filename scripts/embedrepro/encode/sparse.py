@@ -1,5 +1,6 @@
 """Sparse encoders: SPLADE, inference-free and autoencoder models, as `SparseEncoder` runs them."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..models.facts_table import Role
 from .batches import Batch
 from .facts import Facts
 from .features import ModuleEngine, Rows, architectures, listed_modules
+from .steps import in_blocks
 
 SIMILARITIES = ("dot", "cosine")
 LOGITS = 2**30  # numbers that a batch's logits may have on CUDA, 2^27 on a CPU
@@ -98,7 +100,7 @@ class SparseEngine(ModuleEngine[SparsePart]):
         vectors = features["sentence_embedding"][:n].float()
         vectors = select_max_active_dims(vectors, self.model.max_active_dims)
         if self.model.similarity_fn_name == "cosine":
-            vectors = torch.nn.functional.normalize(vectors, dim=-1)
+            vectors = in_blocks(partial(torch.nn.functional.normalize, dim=-1), vectors)
         return vectors
 
 

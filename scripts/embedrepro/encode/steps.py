@@ -16,6 +16,7 @@ from .loading import round_parameters
 
 NAMES = {"lasttoken": "last_token"}  # sentence-transformers' name: ours
 SINGLE = ("cls", "last_token")  # read one position of a text
+BLOCK = 1024  # rows of `in_blocks`
 
 
 class Steps:
@@ -132,6 +133,20 @@ def single_positions(mode: str, offsets: torch.Tensor, skipped: int) -> torch.Te
     """(n,) the positions that `cls` or `last_token` reads of sequences end to end."""
     last = offsets[1:] - 1
     return last if mode == "last_token" else torch.minimum(offsets[:-1] + skipped, last)
+
+
+def in_blocks(function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+    """`function` of `rows` (n, …), a constant number of them at a time.
+
+    For as many rows as happen to come together: on a device their number decides which kernel runs,
+    and in which order it adds.
+    """
+    blocks = []
+    for start in range(0, len(rows), BLOCK):
+        some = rows[start : start + BLOCK]
+        padding = (0, 0) * (some.ndim - 1) + (0, BLOCK - len(some))
+        blocks.append(function(nn.functional.pad(some, padding))[: len(some)])
+    return torch.cat(blocks) if blocks else function(rows)
 
 
 class Normalize(nn.Module):
