@@ -540,7 +540,7 @@ def modules() -> list[Layout]:
 
 def coded_decoder(folder: Path) -> Path:
     llama()(folder)
-    return change(folder, CONFIG, auto_map={"AutoModel": "modeling_own.Own"})
+    return change(folder, "config.json", auto_map={"AutoModel": "modeling_own.Own"})
 
 
 def native(peer: Any) -> None:

@@ -20,7 +20,7 @@ COUNTS = (1, 2, 3, 5, 9, 17, 33)
 
 @pytest.fixture
 def given():
-    return texts(400, 3)
+    return texts(160, 3)
 
 
 def bert(folder):

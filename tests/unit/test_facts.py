@@ -257,7 +257,7 @@ def test_attention(model):
     with pytest.raises(UserError, match="set attention: causal or bidirectional"):
         resolve(spec(facts=given), model(shipped))
     silent = QWEN | {"auto_map": {"AutoModel": "m.C"}}
-    with pytest.raises(UserError, match="is a qwen2, causal as built, .* set attention: causal or"):
+    with pytest.raises(UserError, match="qwen2 is causal, but custom .* set attention: causal"):
         resolve(spec(facts=given), model(silent))
     generates = QWEN | {"auto_map": {"AutoModelForCausalLM": "m.C"}}
     assert resolve(spec(facts=given), model(generates))[0]["attention"] == "causal"

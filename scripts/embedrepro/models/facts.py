@@ -162,10 +162,10 @@ class Resolver:
         if built == "causal" and (
             custom if flag is False else flag is None and "AutoModel" in custom
         ):
-            says = "says is_causal: false" if flag is False else f"is a {kind}, causal as built"
+            says = "config.json says is_causal: false" if flag is False else f"{kind} is causal"
             raise UserError(
-                f"{self.id}: config.json {says}, but custom code came with it and may see that "
-                "otherwise (gte-Qwen2's does); set attention: causal or bidirectional"
+                f"{self.id}: {says}, but custom code came with it and may do otherwise "
+                "(gte-Qwen2's does); set attention: causal or bidirectional"
             )
         if isinstance(flag, bool) and built != "bidirectional":
             value = "causal" if flag else "bidirectional"
