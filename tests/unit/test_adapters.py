@@ -51,9 +51,16 @@ RIGHT = {
     "embeddings": make.language("Qwen2", target_modules=["q_proj", "embed_tokens"]),
     "further modules": make.of("Bert", modules_to_save=["LayerNorm"], bias="lora_only"),
 }
+QUICK = ("BERT", "embeddings")  # the others are slow, and rows of tests/layouts.py as well
 
 
-@pytest.mark.parametrize("maker", RIGHT.values(), ids=RIGHT)
+@pytest.mark.parametrize(
+    "maker",
+    [
+        pytest.param(maker, id=name, marks=[pytest.mark.slow] * (name not in QUICK))
+        for name, maker in RIGHT.items()
+    ],
+)
 def test_vectors_are_those_of_the_unmerged_adapter(tmp_path, maker):
     folder, output, record = staged(tmp_path, maker)
     assert record["engine"] == "packed" and record["adapter"]["id"] == "org/Base-7B"
