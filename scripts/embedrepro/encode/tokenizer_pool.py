@@ -2,7 +2,7 @@
 
 Run as a program this file is such a process. It reads pickles from standard input: first
 `(tokenizer as JSON, prompt, limit)`, answered on standard output with True, then lists of texts,
-each answered with `tokenise`'s arrays. It ends with its input, so also when the process that
+each answered with the arrays of `TokenIds`. It ends with its input, so also when the process that
 started it dies. It imports no torch: it is ready in a fraction of a second.
 """
 
@@ -16,32 +16,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from itertools import chain
+from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 from tokenizers import Tokenizer
 
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-def tokenise(tokenizer: Tokenizer, prompt: str, limit: int, texts: list[str]) -> Arrays:
-    """Of each prompt + text: ids end to end (int32), lengths (int64), whether cut off (bool).
-
-    `tokenizer` truncates to `limit` tokens.
-    """
-    found = tokenizer.encode_batch_fast([prompt + text for text in texts])
-    ids, lengths = end_to_end([encoding.ids for encoding in found])
-    truncated = lengths == limit
-    for i in np.flatnonzero(truncated):  # asking for the overflow builds it: only where needed
-        truncated[i] = bool(found[i].overflowing)
-    return ids, lengths, truncated
-
-
-def end_to_end(lists: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """All ids (int32) and the lengths of the lists (int64)."""
-    lengths = np.fromiter(map(len, lists), np.int64, len(lists))
-    return np.fromiter(chain.from_iterable(lists), np.int32, int(lengths.sum())), lengths
+from .token_ids import Arrays, TokenIds
 
 
 class Pool:
@@ -106,13 +86,13 @@ def pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
 
 def _start() -> subprocess.Popen[bytes]:
     one = {name: "1" for name in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS")}
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(
-        # -P: this folder's modules are not to hide others of the same name.
-        [sys.executable, "-P", __file__],
+        [sys.executable, "-P", "-m", __name__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         pipesize=2**18,  # a chunk in one or two pieces, each of which waits for its turn
-        env=os.environ | one,
+        env=os.environ | one | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
     )
 
 
@@ -121,12 +101,12 @@ def main() -> None:
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     try:
         text, prompt, limit = pickle.load(source)
-        tokenizer = Tokenizer.from_str(text)
+        found = TokenIds(Tokenizer.from_str(text), prompt, limit)
         answer: Any = True
         while True:
             pickle.dump(answer, sink, pickle.HIGHEST_PROTOCOL)
             sink.flush()
-            answer = tokenise(tokenizer, prompt, limit, pickle.load(source))
+            answer = found(pickle.load(source))
     except (EOFError, BrokenPipeError, pickle.UnpicklingError):
         os._exit(0)  # nobody asks any more
 

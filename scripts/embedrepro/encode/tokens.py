@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -13,11 +14,13 @@ from ..models.facts_table import Role
 from . import tokenizer_pool
 from .batches import Sequences, ahead
 from .facts import Facts
+from .token_ids import Arrays, TokenIds, Words, end_to_end
 
 CHUNK = 1024  # texts handed to a tokenizer at once
 CHUNK_CHARACTERS = 4_000_000  # … unless they are very long
 LOOK = 8  # chunks after which is asked whether tokenising is what the others wait for
 MOST_PROCESSES = 16
+_words: WeakKeyDictionary[Any, Words] = WeakKeyDictionary()  # of each tokenizer, met before
 
 
 class Tokeniser:
@@ -63,6 +66,10 @@ class Tokeniser:
         self.fast = getattr(tokenizer, "is_fast", False)
         if self.fast:
             self._truncate()
+            rust = tokenizer.backend_tokenizer
+            self._rust = TokenIds(rust, self.prompt, self.limit, _words.get(tokenizer))
+            if self._rust.words:
+                _words[tokenizer] = self._rust.words
 
     def _truncate(self) -> None:
         rust = self.tokenizer.backend_tokenizer
@@ -83,7 +90,7 @@ class Tokeniser:
             yield Sequences(np.arange(first, first + len(lengths)), ids, lengths, truncated)
             first += len(lengths)
 
-    def _found(self, chunks: Iterator[list[str]]) -> Iterator[tokenizer_pool.Arrays]:
+    def _found(self, chunks: Iterator[list[str]]) -> Iterator[Arrays]:
         """The arrays of each chunk.
 
         Made here at first: a small shard is done before other processes are up, and beside a large
@@ -123,14 +130,10 @@ class Tokeniser:
         """Whether the Rust tokenizer alone gives the ids that the tokenizer's own method gives."""
         return np.array_equal(self._rust(texts)[0], self._python(texts)[0])
 
-    def _rust(self, texts: list[str]) -> tokenizer_pool.Arrays:
-        rust = self.tokenizer.backend_tokenizer
-        return tokenizer_pool.tokenise(rust, self.prompt, self.limit, texts)
-
-    def _python(self, texts: list[str]) -> tokenizer_pool.Arrays:
+    def _python(self, texts: list[str]) -> Arrays:
         texts = [self.prompt + text for text in texts]
         lists = self.tokenizer(texts, truncation=True, max_length=self.limit)["input_ids"]
-        ids, lengths = tokenizer_pool.end_to_end(lists)
+        ids, lengths = end_to_end(lists)
         truncated = lengths == self.limit
         for i in np.flatnonzero(truncated):
             truncated[i] = len(self.tokenizer(texts[i])["input_ids"]) > self.limit
