@@ -42,29 +42,42 @@ class Again:
         return self.load()
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """Float32 vectors (n, dimension) of `rows` (n,), int64."""
-        found: dict[int, np.ndarray] = {}
-        wanted = np.unique(rows)
-        for numbers, vectors in self.pieces():
-            here = np.flatnonzero(np.isin(numbers, wanted))
-            found |= {int(numbers[i]): vectors[i] for i in here}
-        missing = np.array([row for row in wanted.tolist() if row not in found], np.int64)
-        if len(missing):
-            found |= dict(zip(missing.tolist(), self.encode(missing), strict=True))
-        return np.stack([found[row] for row in rows.tolist()])
+        """Float32 vectors (n, dimension) of `rows` (n,), int64, upwards."""
+        missing, parts = np.ones(len(rows), bool), []
+        for numbers, path in self.pieces:
+            if not len(numbers) or numbers[-1] < rows[0] or numbers[0] > rows[-1]:
+                continue
+            place = np.minimum(np.searchsorted(numbers, rows), len(numbers) - 1)
+            here = np.flatnonzero(missing & (numbers[place] == rows))
+            if len(here):
+                try:
+                    vectors, _ = load_array(path)
+                except UserError:  # damaged: encoded again
+                    continue
+                parts.append((here, vectors[place[here]]))
+                missing[here] = False
+        if missing.any():
+            here = np.flatnonzero(missing)
+            parts.append((here, self.encode(rows[here])))
+        found = np.empty((len(rows), parts[0][1].shape[1]), np.float32)
+        for here, vectors in parts:
+            found[here] = vectors
+        return found
 
-    def pieces(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """What is kept: rows and vectors of each call that encoded some; damaged ones are left."""
+    @cached_property
+    def pieces(self) -> list[tuple[np.ndarray, Path]]:
+        """What is kept: rows, and the file of vectors, of each call that encoded some."""
+        found = []
         for path in sorted(self.kept.glob("*-rows.npy")):
             try:
                 numbers, _ = load_array(path)
-                vectors, _ = load_array(path.with_name(path.name.replace("-rows", "")))
-            except UserError:
+            except UserError:  # damaged: left, and encoded again
                 continue
-            yield numbers, vectors
+            found.append((numbers, path.with_name(path.name.replace("-rows", ""))))
+        return found
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
-        """Encode `rows`, sorted, and keep their vectors."""
+        """Encode `rows`, upwards, and keep their vectors."""
         parts = self.engine.encode(
             self.texts(rows), "passage", prompt=self.prompt, dimensions=self.dimensions
         )
@@ -75,9 +88,10 @@ class Again:
             vectors[part.rows] = part.vectors
         assert vectors is not None
         self.encoded += len(rows)
-        name = digest(rows.tolist())
-        save_array(self.kept / f"{name}.npy", vectors)
-        save_array(self.kept / f"{name}-rows.npy", rows)
+        path = self.kept / f"{digest(rows.tolist())}.npy"
+        save_array(path, vectors)
+        save_array(path.with_name(f"{path.stem}-rows.npy"), rows)
+        self.pieces.append((rows, path))
         return vectors
 
     def texts(self, rows: np.ndarray) -> Iterator[str]:

@@ -129,9 +129,8 @@ class Words:
         if self.held > MOST_CHARACTERS:
             self._forget()
         numbers = list(map(self.numbers.get, words))
-        new = [word for word, number in zip(words, numbers, strict=True) if number is None]
-        if new:
-            self._learn(new)
+        if None in numbers:
+            self._learn([w for w, number in zip(words, numbers, strict=True) if number is None])
             numbers = list(map(self.numbers.get, words))
         return np.array(numbers, np.int64)
 

@@ -16,7 +16,8 @@ from .batches import Sequences, ahead
 from .facts import Facts
 from .token_ids import Arrays, TokenIds, Words, end_to_end
 
-CHUNK = 1024  # texts handed to a tokenizer at once
+CHUNK = 4096  # texts handed to a tokenizer at once
+FIRST = 128  # … at first
 CHUNK_CHARACTERS = 4_000_000  # … unless they are very long
 LOOK = 8  # chunks after which is asked whether tokenising is what the others wait for
 MOST_PROCESSES = 16
@@ -168,7 +169,7 @@ def _bounded(texts: Iterable[str]) -> Iterator[list[str]]:
     The first are small, so that the device has work soon.
     """
     chunk: list[str] = []
-    characters, size = 0, CHUNK // 8
+    characters, size = 0, FIRST
     for text in texts:
         chunk.append(text)
         characters += len(text)

@@ -22,7 +22,7 @@ RECIPE = {
     "quantize": 1,
     "stored": 1,
     "search": 2,
-    "refine": 2,
+    "refine": 3,
     "weighted": 1,
     "maxsim": 1,
     "bm25": 2,

@@ -17,9 +17,11 @@ whichever query, else its fast one. A document that isn't a candidate of a query
 scores which are at most e off.
 """
 
+import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +34,8 @@ from .runs import Ids, write_listings
 
 MARGIN = 1.5  # how much larger than the largest error seen the assumed one is
 SAMPLE = 256  # documents whose error is measured before anything is known
-BATCH = 2**14  # documents encoded again at a time
+BATCH = 2**25  # numbers of documents encoded again at a time: 128 MiB
+PRODUCTS = 2**24  # of queries and documents held at a time
 
 EncodeRows = Callable[[np.ndarray], np.ndarray]  # rows, int64 (n), to float32 vectors (n, dim)
 
@@ -98,16 +101,35 @@ def sampled_error(fast: Fast, encode_rows: EncodeRows) -> float:
 
 
 def largest_error(fast: Fast, rows: np.ndarray, vectors: np.ndarray) -> float:
-    """By how much float32 `vectors` of `rows` move any query's score, for a query of norm 1."""
+    """By how much float32 `vectors` of `rows` move any query's score, for a query of norm 1.
+
+    Rounded up to eight bits: what products round differently on another machine is not to be seen.
+    """
     norms = np.linalg.norm(fast.queries.astype(np.float64), axis=1)
     used = norms > 0
     unit = (fast.queries[used] / norms[used, None]).astype(np.float32)
     moved = vectors - fast.vectors(rows).astype(np.float32)
     largest = 0.0
-    step = max(1, 2**24 // max(1, len(unit)))
+    step = max(1, PRODUCTS // max(1, len(unit)))
+    product = _on_gpu().largest_product if _on_gpu() else _largest_product
     for at in range(0, len(rows), step):
-        largest = max(largest, float(np.abs(unit @ moved[at : at + step].T).max(initial=0)))
-    return largest * 1.001  # what the product's own rounding may hide
+        largest = max(largest, product(unit, moved[at : at + step]))
+    mantissa, exponent = math.frexp(largest * 1.001)  # what the products' own rounding may hide
+    return math.ldexp(math.ceil(mantissa * 256) / 256, exponent)
+
+
+def _largest_product(unit: np.ndarray, moved: np.ndarray) -> float:
+    return float(np.abs(unit @ moved.T).max(initial=0))
+
+
+def _on_gpu() -> Any:
+    """The module that counts on the GPU which this process has in use already, if there is one."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    from . import scores
+
+    return scores
 
 
 def refine(
@@ -169,8 +191,9 @@ class _Refinement:
             if deeper is None:
                 break
             reached, wanted = k, deeper
-        for at in range(0, len(wanted), BATCH):
-            self._encode(wanted[at : at + BATCH])
+        step = max(1, BATCH // self.fast.queries.shape[1])
+        for at in range(0, len(wanted), step):
+            self._encode(wanted[at : at + step])
         return reached
 
     def _wanted(self, k: int, most: int) -> np.ndarray | None:
@@ -219,7 +242,8 @@ class _Refinement:
         number[rows] = np.arange(len(rows))
         query, place = np.nonzero(number[self.rows] >= 0)
         of = number[self.rows[query, place]]
-        self.scores[query, place] = dots(self.fast.queries, vectors, query, of) + np.float32(0)
+        score = _on_gpu().pairs if _on_gpu() else dots
+        self.scores[query, place] = score(self.fast.queries, vectors, query, of) + np.float32(0)
         self.known[query, place] = True
         self.done[rows] = True
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from ..vectors.shard import Shard
@@ -35,6 +36,24 @@ class Product:
         if self.half:
             return torch.mm(self.queries, block.T, out_dtype=torch.float32, out=out)
         return torch.mm(self.queries, block.float().T, out=out)
+
+
+def largest_product(left: np.ndarray, right: np.ndarray) -> float:
+    """Of rows of `left` (m, dim) with rows of `right` (n, dim), float32, on the GPU: its size."""
+    torch.set_float32_matmul_precision("highest")
+    found = torch.from_numpy(left).cuda() @ torch.from_numpy(right).cuda().T
+    return float(found.abs().max()) if found.numel() else 0.0
+
+
+def pairs(
+    queries: np.ndarray, documents: np.ndarray, query: np.ndarray, row: np.ndarray
+) -> np.ndarray:
+    """`exact.dots` on the GPU."""
+    held = torch.from_numpy(documents).cuda()
+    q, rows = torch.from_numpy(query).cuda(), torch.from_numpy(row).cuda()
+    found = score_pairs(torch.from_numpy(queries).cuda(), q, rows, held.__getitem__)
+    scores: np.ndarray = found.cpu().numpy()
+    return scores
 
 
 def score_rows(
