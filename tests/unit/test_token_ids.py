@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 from embedrepro.encode import token_ids
-from embedrepro.encode.token_ids import TokenIds, Words, splits_at_spaces
+from embedrepro.encode.token_ids import TokenIds, splits_at_spaces
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -64,8 +64,9 @@ texts = st.lists(
 )
 
 
-def asked(tokenizer, whole):
+def asked(tokenizer, whole, side="right"):
     """Of each text by itself: ids, and whether some were cut off."""
+    tokenizer.enable_truncation(LIMIT, direction=side)
     found = [tokenizer.encode(text) for text in whole]
     return [one.ids for one in found], [bool(one.overflowing) for one in found]
 
@@ -88,11 +89,11 @@ def check(found, expected):
 )
 def test_words_give_the_ids_of_the_whole_text(name, some, prompt, side):
     tokenizer = TOKENIZERS[name]
-    tokenizer.enable_truncation(LIMIT, direction=side)
-    made = TokenIds(tokenizer, prompt, LIMIT)
+    made = TokenIds(tokenizer)
     assert made.words
     for _ in range(2):  # with words that are new, then known
-        check(made(some), asked(tokenizer, [prompt + text for text in some]))
+        found = made(prompt, LIMIT, side, some)
+        check(found, asked(tokenizer, [prompt + text for text in some], side))
 
 
 def test_a_tokenizer_that_looks_across_spaces_is_asked_for_whole_texts():
@@ -110,38 +111,38 @@ def test_a_tokenizer_that_looks_across_spaces_is_asked_for_whole_texts():
     ]
     for tokenizer in across:
         assert not splits_at_spaces(tokenizer)
-        tokenizer.enable_truncation(LIMIT)
-        made = TokenIds(tokenizer, "", LIMIT)
+        made = TokenIds(tokenizer)
         assert not made.words
         some = ["a b", " a  b ", "ban", "ab " * 20]
-        check(made(some), asked(tokenizer, some))
+        check(made("", LIMIT, "right", some), asked(tokenizer, some))
 
 
 def test_words_are_forgotten_before_they_are_too_many(monkeypatch):
     tokenizer = TOKENIZERS["uncased"]
-    tokenizer.enable_truncation(LIMIT)
     monkeypatch.setattr(token_ids, "MOST_CHARACTERS", 40)
-    words, draw = Words(tokenizer), random.Random(3)
-    made = TokenIds(tokenizer, "", LIMIT, words)
+    made, draw = TokenIds(tokenizer), random.Random(3)
     for _ in range(20):
         some = ["".join(draw.choices("abe1 ", k=30)) for _ in range(3)]
-        check(made(some), asked(tokenizer, some))
-        assert words.held <= 40 + 90
-    assert sum(map(len, words.numbers)) == words.held
+        check(made("", LIMIT, "right", some), asked(tokenizer, some))
+        assert made.words.held <= 40 + 90
+    assert sum(map(len, made.words.numbers)) == made.words.held
 
 
-def test_texts_whose_words_are_all_new_go_to_the_tokenizer_whole():
-    tokenizer = TOKENIZERS["uncased"]
-    tokenizer.enable_truncation(LIMIT)
-    draw = random.Random(4)
+def test_texts_whose_words_are_all_new_go_to_the_tokenizer_whole(monkeypatch):
+    """… and once words come back they are put together again."""
+    tokenizer, draw = TOKENIZERS["uncased"], random.Random(4)
+    monkeypatch.setattr(token_ids, "TRIAL", 4)
+    monkeypatch.setattr(token_ids, "REST", 8)
+    made, put_together = TokenIds(tokenizer), []
+    tokenise = made.words.tokenise
 
-    def new():
-        return ["".join(draw.choices("abe1", k=30)) for _ in range(3)]
+    def counted(texts, *how):
+        put_together[-1] = True
+        return tokenise(texts, *how)
 
-    met, unmet = TokenIds(tokenizer, "", LIMIT), TokenIds(tokenizer, "", LIMIT)
-    for _ in range(token_ids.TRIAL + 1):
-        check(met(["a ban banana"] * 3), asked(tokenizer, ["a ban banana"] * 3))
-        some = new()
-        check(unmet(some), asked(tokenizer, some))
-    assert met.words
-    assert not unmet.words
+    monkeypatch.setattr(made.words, "tokenise", counted)
+    for new in [True] * 12 + [False] * 12:
+        some = ["".join(draw.choices("abe1", k=30)) if new else "a ban banana" for _ in range(3)]
+        put_together.append(False)
+        check(made("", LIMIT, "right", some), asked(tokenizer, some))
+    assert put_together == [True] * 4 + [False] * 8 + [True] * 12

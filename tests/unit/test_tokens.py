@@ -1,5 +1,6 @@
 """Tokenising in processes, and packing, against one text at a time."""
 
+import gc
 import os
 import random
 import subprocess
@@ -61,9 +62,21 @@ def eager(monkeypatch):
 
 def test_processes_give_what_the_tokenizer_gives(staged, eager, monkeypatch):
     texts = some_texts(500)
-    found = list(tokeniser(staged).chunks(texts))
+    made = tokeniser(staged)
+    found = list(made.chunks(texts))
     (pool,) = eager
     assert len(pool.processes) == 2
+    assert all(process.poll() is None for process in pool.processes)  # for the next request
+    again = list(made.chunks(texts[:40]))
+    assert eager == [pool]
+    assert (
+        np.concatenate([chunk.ids for chunk in again]).tolist()
+        == (
+            np.concatenate([chunk.ids for chunk in found])[: sum(len(chunk.ids) for chunk in again)]
+        ).tolist()
+    )
+    del made
+    gc.collect()
     assert all(process.poll() is not None for process in pool.processes)  # none is left
     plain = AutoTokenizer.from_pretrained(staged)
     whole = [plain("w3 w4 " + text)["input_ids"] for text in texts]
@@ -127,7 +140,7 @@ def test_a_process_that_dies_is_an_error(staged, eager):
 def test_a_pool_can_be_closed_while_it_starts(staged):
     rust = AutoTokenizer.from_pretrained(staged).backend_tokenizer
     for wait in (0, 0.001, 0.01, 0.1, 0.3):
-        pool = tokens.tokenizer_pool.Pool(rust, "", 64, 8)
+        pool = tokens.tokenizer_pool.Pool(rust, 8)
         time.sleep(wait)
         pool.close()
         assert all(process.poll() is not None for process in pool.processes)
@@ -137,7 +150,7 @@ def test_processes_end_with_the_one_that_started_them(staged):
     script = (
         "import sys, time; from tokenizers import Tokenizer\n"
         "from embedrepro.encode.tokenizer_pool import Pool\n"
-        f"pool = Pool(Tokenizer.from_file({str(staged / 'tokenizer.json')!r}), '', 64, 2)\n"
+        f"pool = Pool(Tokenizer.from_file({str(staged / 'tokenizer.json')!r}), 2)\n"
         "while not pool.ready(): time.sleep(0.01)\n"
         "assert 'torch' not in sys.modules\n"
         "print(*(process.pid for process in pool.processes), flush=True); time.sleep(60)"

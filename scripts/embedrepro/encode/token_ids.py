@@ -23,47 +23,53 @@ NORMALIZERS = {"BertNormalizer", "Lowercase", "StripAccents", "NFC", "NFD", "NFK
 SPLITTERS = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}  # these drop spaces
 MODELS = {"WordPiece", "WordLevel"}
 MOST_CHARACTERS = 2**22  # of the words that are kept: about 100 MB
-TRIAL = 32  # calls after which is asked whether words are met again
+TRIAL, REST = 32, 256  # calls after which is asked whether words are met again; without them
 
 
 class TokenIds:
-    """Asked for the ids of many texts, with one prompt.
+    """Asked for the ids of many texts; keeps the words that it meets.
 
-    `tokenizer` doesn't pad and truncates to `limit` tokens, its special ones included. `words`:
-    those of this tokenizer that are known already. Where most words turn out to be new (languages
-    without spaces), the tokenizer is asked at once, which is faster then.
+    Where most of them are new (languages without spaces) the tokenizer is asked at once, which is
+    faster then, and words are tried again after a while.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, prompt: str, limit: int, words: "Words | None" = None
-    ) -> None:
-        self.tokenizer, self.prompt, self.limit = tokenizer, prompt, limit
-        self.words = words
-        if not words and splits_at_spaces(tokenizer):
-            self.words = Words(tokenizer)
-        self.known = self.words.learned if self.words else 0
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.words = Words(tokenizer) if splits_at_spaces(tokenizer) else None
         self.calls = self.characters = 0
 
-    def __call__(self, texts: list[str]) -> Arrays:
-        """Of each prompt + text: ids end to end (int32), lengths (int64), cut off or not (bool)."""
-        if self.prompt:
-            texts = [self.prompt + text for text in texts]
-        if not self.words:
-            return self._asked(texts)
-        self.calls += 1
-        self.characters += sum(map(len, texts))
-        found = self.words.tokenise(texts, self.limit)
-        if self.calls == TRIAL and self.words.learned - self.known > self.characters / 3:
-            self.words = None
-        return found
+    def __call__(self, prompt: str, limit: int, side: str, texts: list[str]) -> Arrays:
+        """Of each prompt + text: ids end to end (int32), lengths (int64), cut off or not (bool).
 
-    def _asked(self, texts: list[str]) -> Arrays:
+        `limit`: tokens, special ones included; `side`: right or left, where the rest is cut off.
+        """
+        if prompt:
+            texts = [prompt + text for text in texts]
+        self.tokenizer.no_padding()
+        if self.words and self._pays(texts):
+            return self.words.tokenise(texts, limit, side)
+        self.tokenizer.enable_truncation(limit, strategy="longest_first", direction=side)
         found = self.tokenizer.encode_batch_fast(texts)
         ids, lengths = end_to_end([encoding.ids for encoding in found])
-        truncated = lengths == self.limit
+        truncated = lengths == limit
         for i in np.flatnonzero(truncated):  # asking for the overflow builds it: only where needed
             truncated[i] = bool(found[i].overflowing)
         return ids, lengths, truncated
+
+    def _pays(self, texts: list[str]) -> bool:
+        """Whether most of the characters of the last calls were in words met before."""
+        assert self.words
+        if self.calls == TRIAL:
+            if self.words.learned > self.characters / 3:
+                self.calls = -REST
+            else:
+                self.calls = 0
+            self.characters = self.words.learned = 0
+        self.calls += 1
+        if self.calls <= 0:
+            return False
+        self.characters += sum(map(len, texts))
+        return True
 
 
 def end_to_end(lists: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +119,7 @@ class Words:
         self.ids: np.ndarray = np.empty(0, np.int32)
         self.held = 0
 
-    def tokenise(self, texts: list[str], limit: int) -> Arrays:
+    def tokenise(self, texts: list[str], limit: int, side: str) -> Arrays:
         """As `TokenIds`, of whole texts."""
         split = pc.split_pattern(pa.array(texts, pa.string()), " ")
         found = split.values.dictionary_encode()
@@ -122,7 +128,7 @@ class Words:
         ends = np.concatenate([[0], np.cumsum(lengths)])
         ids = self.ids[_ranges(self.starts[word], lengths, ends)]
         bounds = ends[split.offsets.to_numpy()]
-        return self._cut(ids, np.diff(bounds), limit)
+        return self._cut(ids, np.diff(bounds), limit, side)
 
     def _known(self, words: list[str]) -> np.ndarray:
         """The numbers of `words`, each of them once; new ones are tokenised."""
@@ -135,11 +141,8 @@ class Words:
         return np.array(numbers, np.int64)
 
     def _learn(self, words: list[str]) -> None:
-        settings = self.tokenizer.truncation
         self.tokenizer.no_truncation()
         found = self.tokenizer.encode_batch_fast(words, add_special_tokens=False)
-        if settings:
-            self.tokenizer.enable_truncation(**settings)
         ids, lengths = end_to_end([encoding.ids for encoding in found])
         starts = len(self.ids) + np.cumsum(lengths) - lengths
         self.ids = np.concatenate([self.ids, ids])
@@ -150,14 +153,14 @@ class Words:
         self.held += characters
         self.learned += characters
 
-    def _cut(self, ids: np.ndarray, lengths: np.ndarray, limit: int) -> Arrays:
+    def _cut(self, ids: np.ndarray, lengths: np.ndarray, limit: int, side: str) -> Arrays:
         """Texts of `lengths` tokens cut to `limit`, with the special tokens about them."""
         special = len(self.before) + len(self.after)
         kept = np.minimum(lengths, max(0, limit - special))
         truncated = kept < lengths
         if truncated.any():
             first = np.cumsum(lengths) - lengths
-            if (self.tokenizer.truncation or {}).get("direction") == "left":
+            if side == "left":
                 first = first + lengths - kept
             ids = ids[_ranges(first, kept)]
         total = kept + special

@@ -1,8 +1,8 @@
 """Rust tokenizers in processes of their own: reading ids out of one is Python work, one at a time.
 
-Run as a program this file is such a process. It reads pickles from standard input: first
-`(tokenizer as JSON, prompt, limit)`, answered on standard output with True, then lists of texts,
-each answered with the arrays of `TokenIds`. It ends with its input, so also when the process that
+Run as a program this file is such a process. It reads pickles from standard input: first the
+tokenizer as JSON, answered on standard output with True, then `(prompt, limit, side, texts)`, each
+answered with the arrays of `TokenIds`. It ends with its input, so also when the process that
 started it dies. It imports no torch: it is ready in a fraction of a second.
 """
 
@@ -27,7 +27,7 @@ from .token_ids import Arrays, TokenIds
 class Pool:
     """`count` such processes, as many threads that talk to them. `close` ends them."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: str, limit: int, count: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, count: int) -> None:
         self.count = count
         self.processes = [_start() for _ in range(count)]
         # First in, first out, and always one for each thread: none waits, even if some are dead.
@@ -35,18 +35,23 @@ class Pool:
         for process in self.processes:
             self.free.put(process)
         self.threads = ThreadPoolExecutor(count)
-        setup = (tokenizer.to_str(), prompt, limit)
+        setup = tokenizer.to_str()
         self.started = [self.threads.submit(self._ask, setup) for _ in range(count)]
 
     def ready(self) -> bool:
         """Whether all have loaded their tokenizer; raises RuntimeError if one could not."""
         return all(start.done() and start.result() for start in self.started)
 
-    def tokenise(self, chunks: Iterable[list[str]]) -> Iterator[Arrays]:
-        """The arrays of each chunk, in order; at most two chunks a process are under way."""
+    def tokenise(
+        self, prompt: str, limit: int, side: str, chunks: Iterable[list[str]]
+    ) -> Iterator[Arrays]:
+        """The arrays of each chunk, in order; at most two chunks a process are under way.
+
+        `side`: right or left, where texts of more than `limit` tokens are cut off.
+        """
         asked: deque[Future] = deque()
         for chunk in chunks:
-            asked.append(self.threads.submit(self._ask, chunk))
+            asked.append(self.threads.submit(self._ask, (prompt, limit, side, chunk)))
             if len(asked) > 2 * self.count:
                 yield asked.popleft().result()
         while asked:
@@ -100,13 +105,12 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     try:
-        text, prompt, limit = pickle.load(source)
-        found = TokenIds(Tokenizer.from_str(text), prompt, limit)
+        found = TokenIds(Tokenizer.from_str(pickle.load(source)))
         answer: Any = True
         while True:
             pickle.dump(answer, sink, pickle.HIGHEST_PROTOCOL)
             sink.flush()
-            answer = found(pickle.load(source))
+            answer = found(*pickle.load(source))
     except (EOFError, BrokenPipeError, pickle.UnpicklingError):
         os._exit(0)  # nobody asks any more
 

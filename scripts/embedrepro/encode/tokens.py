@@ -2,26 +2,55 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from ..errors import UserError, printable
 from ..models.facts_table import Role
 from . import tokenizer_pool
 from .batches import Sequences, ahead
 from .facts import Facts
-from .token_ids import Arrays, TokenIds, Words, end_to_end
+from .token_ids import Arrays, TokenIds, end_to_end
 
 CHUNK = 4096  # texts handed to a tokenizer at once
 FIRST = 128  # … at first
 CHUNK_CHARACTERS = 4_000_000  # … unless they are very long
 LOOK = 8  # chunks after which is asked whether tokenising is what the others wait for
 MOST_PROCESSES = 16
-_words: WeakKeyDictionary[Any, Words] = WeakKeyDictionary()  # of each tokenizer, met before
+
+
+class Shared:
+    """What all requests of one tokenizer share: words that it knows, processes once they pay."""
+
+    _of: "WeakKeyDictionary[Any, Shared]" = WeakKeyDictionary()
+
+    def __init__(self, rust: Tokenizer) -> None:
+        self.rust = rust
+        self.ids = TokenIds(rust)
+        self.pool: tokenizer_pool.Pool | None = None
+        self.close: Callable[[], object] = lambda: None
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> "Shared":
+        """Those of a transformers tokenizer; its processes end with it."""
+        if tokenizer not in cls._of:
+            cls._of[tokenizer] = cls(tokenizer.backend_tokenizer)
+        return cls._of[tokenizer]
+
+    def start(self, count: int) -> None:
+        self.pool = tokenizer_pool.Pool(self.rust, count)
+        self.close = weakref.finalize(self, self.pool.close)
+
+    def stop(self) -> None:
+        """End the processes; the next request starts new ones where they pay."""
+        self.close()
+        self.pool = None
 
 
 class Tokeniser:
@@ -66,18 +95,7 @@ class Tokeniser:
             )
         self.fast = getattr(tokenizer, "is_fast", False)
         if self.fast:
-            self._truncate()
-            rust = tokenizer.backend_tokenizer
-            self._rust = TokenIds(rust, self.prompt, self.limit, _words.get(tokenizer))
-            if self._rust.words:
-                _words[tokenizer] = self._rust.words
-
-    def _truncate(self) -> None:
-        rust = self.tokenizer.backend_tokenizer
-        rust.no_padding()
-        rust.enable_truncation(
-            self.limit, strategy="longest_first", direction=self.tokenizer.truncation_side
-        )
+            self.shared = Shared.of(tokenizer)
 
     def chunks(self, texts: Iterable[str]) -> Iterator[Sequences]:
         """Tokenise `texts` as they are asked for. Raises `UserError` for a text without tokens,
@@ -98,38 +116,46 @@ class Tokeniser:
         model they would have nothing to do. Where this thread is busy for most of a look, and cores
         are free, processes take over as soon as they are ready.
         """
-        pool, busy, since = None, 0.0, time.perf_counter()
-        try:
-            for number, chunk in enumerate(chunks):
-                if number == 0 and self.fast:
-                    self.fast = self._agrees([*chunk[:16], max(chunk, key=len)])
-                if pool and pool.ready():
-                    yield from pool.tokenise(chain([chunk], chunks))
-                    return
-                began = time.perf_counter()
-                found = (self._rust if self.fast else self._python)(chunk)
-                busy += time.perf_counter() - began
-                yield found
-                if number % LOOK == LOOK - 1:
-                    now = time.perf_counter()
-                    # The first look sees the queues fill, not how fast they are emptied.
-                    if number > LOOK and busy > (now - since) / 2 and not pool:
-                        pool = self._pool()
-                    busy, since = 0.0, now
-        finally:
-            if pool:
-                pool.close()
+        busy, since = 0.0, time.perf_counter()
+        for number, chunk in enumerate(chunks):
+            if number == 0 and self.fast:
+                self.fast = self._agrees([*chunk[:16], max(chunk, key=len)])
+            if self.fast and self.shared.pool and self.shared.pool.ready():
+                yield from self._in_processes(self.shared.pool, chain([chunk], chunks))
+                return
+            began = time.perf_counter()
+            found = (self._rust if self.fast else self._python)(chunk)
+            busy += time.perf_counter() - began
+            yield found
+            if number % LOOK == LOOK - 1:
+                now = time.perf_counter()
+                # The first look sees the queues fill, not how fast they are emptied.
+                if number > LOOK and busy > (now - since) / 2:
+                    self._start_processes()
+                busy, since = 0.0, now
 
-    def _pool(self) -> tokenizer_pool.Pool | None:
+    def _start_processes(self) -> None:
         count = min(free_cores() - 2, MOST_PROCESSES)
-        if count < 2 or not self.fast:
-            return None
-        rust = self.tokenizer.backend_tokenizer
-        return tokenizer_pool.Pool(rust, self.prompt, self.limit, count)
+        if count > 1 and self.fast and not self.shared.pool:
+            self.shared.start(count)
+
+    def _in_processes(
+        self, pool: tokenizer_pool.Pool, chunks: Iterable[list[str]]
+    ) -> Iterator[Arrays]:
+        side = self.tokenizer.truncation_side
+        try:
+            yield from pool.tokenise(self.prompt, self.limit, side, chunks)
+        except RuntimeError:  # one of them has died
+            self.shared.stop()
+            raise
 
     def _agrees(self, texts: list[str]) -> bool:
         """Whether the Rust tokenizer alone gives the ids that the tokenizer's own method gives."""
         return np.array_equal(self._rust(texts)[0], self._python(texts)[0])
+
+    def _rust(self, texts: list[str]) -> Arrays:
+        side = self.tokenizer.truncation_side
+        return self.shared.ids(self.prompt, self.limit, side, texts)
 
     def _python(self, texts: list[str]) -> Arrays:
         texts = [self.prompt + text for text in texts]
@@ -138,8 +164,6 @@ class Tokeniser:
         truncated = lengths == self.limit
         for i in np.flatnonzero(truncated):
             truncated[i] = len(self.tokenizer(texts[i])["input_ids"]) > self.limit
-        if self.fast:  # that method leaves its own settings behind
-            self._truncate()
         return ids, lengths, truncated
 
     def _check(self, first: int, ids: np.ndarray, lengths: np.ndarray) -> None:
