@@ -51,7 +51,8 @@ def pairs(
     """`exact.dots` on the GPU."""
     held = torch.from_numpy(documents).cuda()
     q, rows = torch.from_numpy(query).cuda(), torch.from_numpy(row).cuda()
-    found = score_pairs(torch.from_numpy(queries).cuda(), q, rows, held.__getitem__)
+    asked = torch.from_numpy(np.array(queries)).cuda()  # a copy: they may be mapped from a file
+    found = score_pairs(asked, q, rows, held.__getitem__)
     scores: np.ndarray = found.cpu().numpy()
     return scores
 
