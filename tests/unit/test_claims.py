@@ -69,3 +69,40 @@ def test_a_claim_that_outlives_its_holder_is_not_waited_for_for_ever(tmp_path, m
         claims.share(["p"], [], lambda p: tmp_path / p, lambda p: bool(calls), calls.append)
     assert calls == ["p"]
     assert "claimed for long" in capsys.readouterr().err
+
+
+def test_the_end_of_one_work_is_done_beside_the_next_under_its_claim(tmp_path):
+    begun, ended = [], []
+
+    def make(piece):
+        begun.append(piece)
+
+        def rest():
+            while len(begun) == 1:  # the second begins meanwhile
+                time.sleep(0.01)
+            with claims.claim(tmp_path / piece) as free:
+                ended.append((piece, free))
+
+        return rest
+
+    def is_made(piece):
+        return piece in [name for name, _ in ended]
+
+    claims.share(["a", "b", "c"], [], lambda p: tmp_path / p, is_made, make)
+    assert begun == ["a", "b", "c"]
+    assert ended == [("a", False), ("b", False), ("c", False)]
+    assert not list(tmp_path.glob(".*claim"))
+
+
+@pytest.mark.parametrize("bad", ["a", "c"])
+def test_an_error_at_the_end_of_a_work_is_the_callers(tmp_path, bad):
+    def make(piece):
+        def rest():
+            if piece == bad:
+                raise OSError("no space left")
+
+        return rest
+
+    with pytest.raises(OSError, match="no space"):
+        claims.share("abc", [], lambda p: tmp_path / p, lambda p: False, make)
+    assert not list(tmp_path.glob(".*claim"))

@@ -236,7 +236,7 @@ def test_a_large_corpus_is_cut_where_it_is_encoded():
 
 
 def test_encoding_again_costs_a_quarter_of_the_fast_pass(monkeypatch):
-    """Products alone at 1.5 billion parameters, 13 times slower; MiniLM's tokenizer counts too."""
+    """Products alone at 1.5 billion parameters, 13 times slower; MiniLM's host counts too."""
     known = KNOWN_MODELS["Org/Known-1.5B"] | {"parameters": 1_500_000_000}
     monkeypatch.setitem(KNOWN_MODELS, "Org/Large", known)
     for tflops in (300, 20):
@@ -248,7 +248,7 @@ def test_encoding_again_costs_a_quarter_of_the_fast_pass(monkeypatch):
         runs = [a for a in made.artifacts.values() if a.step == "refine"]
         large, small = sorted({run.spec["share"] for run in runs})
         assert large == pytest.approx(1 / 4 / 13, abs=1e-4)
-        assert 3 * large < small < 4 * large
+        assert 1.6 * large < small < 1.9 * large
 
 
 def test_full_precision_encodes_again_whatever_it_takes_for_every_depth():

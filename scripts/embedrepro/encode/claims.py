@@ -9,9 +9,10 @@ processes hold one all the same, a piece is made twice: the same bytes, renamed 
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from ..files import locked
 
@@ -20,6 +21,7 @@ HELP_SECONDS = 1800.0  # after so long a process takes up no more of other jobs'
 PATIENCE = 900.0  # so long it waits for one: a lock may outlive its holder on some file systems
 
 Work = TypeVar("Work")
+Rest = Callable[[], None]  # of a work: what is left once the next can begin
 
 
 @contextmanager
@@ -39,38 +41,74 @@ def share(
     others: Sequence[Work],
     output_of: Callable[[Work], Path],
     is_made: Callable[[Work], bool],
-    make: Callable[[Work], None],
+    make: Callable[[Work], Rest | None],
 ) -> None:
     """Make all of `mine` that isn't made, then what is left of `others`.
 
-    Of `mine`, those that another process is making are waited for at the end. An error of `make` is
-    the caller's.
+    Of `mine`, those that another process is making are waited for at the end. What `make` leaves is
+    done in a thread beside the next work, under the same claim. An error of either is the caller's.
     """
     began = time.monotonic()
-    waiting = [work for work in mine if not _try(work, output_of, is_made, make)]
-    for work in others:
-        if time.monotonic() - began > HELP_SECONDS:
-            break
-        _try(work, output_of, is_made, make)
-    asked = time.monotonic()
-    while waiting := [work for work in waiting if not _try(work, output_of, is_made, make)]:
-        if time.monotonic() - asked > PATIENCE:
-            print(f"{output_of(waiting[0])}: claimed for long, made here as well", file=sys.stderr)
-            make(waiting.pop(0))
-            asked = time.monotonic()
-        time.sleep(POLL)
+    with _Hands(output_of, is_made, make) as hands:
+        waiting = [work for work in mine if not hands.take(work)]
+        for work in others:
+            if time.monotonic() - began > HELP_SECONDS:
+                break
+            hands.take(work)
+        asked = time.monotonic()
+        while waiting := [work for work in waiting if not hands.take(work)]:
+            if time.monotonic() - asked > PATIENCE:
+                late = waiting.pop(0)
+                print(f"{output_of(late)}: claimed for long, made here as well", file=sys.stderr)
+                hands.make(late, ExitStack())
+                asked = time.monotonic()
+            time.sleep(POLL)
 
 
-def _try(
-    work: Work,
-    output_of: Callable[[Work], Path],
-    is_made: Callable[[Work], bool],
-    make: Callable[[Work], None],
-) -> bool:
-    """Whether `work` is made, by now or by this; False where another process is at it."""
-    if is_made(work):
-        return True
-    with claim(output_of(work)) as ours:
-        if ours and not is_made(work):
-            make(work)
-        return ours
+class _Hands(Generic[Work]):
+    """Makes one work, and ends the one before."""
+
+    def __init__(
+        self,
+        output_of: Callable[[Work], Path],
+        is_made: Callable[[Work], bool],
+        make: Callable[[Work], Rest | None],
+    ) -> None:
+        self.output_of, self.is_made, self._make = output_of, is_made, make
+        self.beside = ThreadPoolExecutor(1)
+        self.ending: Future[None] | None = None
+
+    def take(self, work: Work) -> bool:
+        """Whether `work` is made, by now or by this; False where another process is at it."""
+        if self.is_made(work):
+            return True
+        with ExitStack() as claimed:
+            ours = claimed.enter_context(claim(self.output_of(work)))
+            if ours and not self.is_made(work):
+                self.make(work, claimed)
+            return ours
+
+    def make(self, work: Work, claimed: ExitStack) -> None:
+        """Make it, and end it beside what comes next; `claimed` is closed then."""
+        rest = self._make(work)
+        self._wait()
+        if rest:
+            self.ending = self.beside.submit(_end, rest, claimed.pop_all())
+
+    def _wait(self) -> None:
+        if self.ending:
+            ending, self.ending = self.ending, None
+            ending.result()
+
+    def __enter__(self) -> "_Hands[Work]":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        self.beside.shutdown()
+        if kind is None:
+            self._wait()
+
+
+def _end(rest: Rest, claimed: ExitStack) -> None:
+    with claimed:
+        rest()

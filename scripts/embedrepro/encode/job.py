@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -110,13 +111,14 @@ def _encode_with(
         on_model(engine)
     errors = []
 
-    def make(piece: Piece) -> None:
+    def make(piece: Piece) -> Callable[[], None] | None:
         try:
-            encode_piece(engine, piece)
+            return compute_piece(engine, piece)[1]
         except UserError as error:
             if piece in pieces:  # another job's it will say itself
                 print(f"{label(engine, piece)}: {printable(error, 2000)}", file=sys.stderr)
                 errors.append(error)
+            return None
 
     mine = sorted(pieces, key=lambda piece: piece.role != "query")
     share(mine, others, lambda piece: piece.output, lambda piece: is_written(piece.output), make)
@@ -165,6 +167,13 @@ def encode_piece(engine: Engine, piece: Piece) -> dict[str, Any]:
     Vectors go straight to a temporary file, which gets its name when it is whole. Progress goes to
     stderr. Raises `UserError` for a file, shard or setting that doesn't fit.
     """
+    meta, seal = compute_piece(engine, piece)
+    seal()
+    return meta
+
+
+def compute_piece(engine: Engine, piece: Piece) -> tuple[dict[str, Any], Callable[[], None]]:
+    """`encode_piece` but for what seals the file, which needs no device: that is handed out."""
     from .texts import read_texts, row_range
 
     start, stop = row_range(piece.texts, piece.shard, piece.of)
@@ -175,19 +184,25 @@ def encode_piece(engine: Engine, piece: Piece) -> dict[str, Any]:
     parts = engine.encode(source, piece.role, prompt=prompt, dimensions=piece.dimensions)
     began = time.perf_counter()
     totals = {"docs": stop - start, "tokens": 0, "truncated": 0}
-    with (
-        open_piece(engine, piece.output, stop - start, piece.dimensions) as writer,
-        Progress(stop - start, label(engine, piece)) as progress,
-    ):
-        for part in parts:
-            writer.put(part)
-            totals["tokens"] += part.tokens
-            totals["truncated"] += part.truncated
-            progress.update(len(part.rows), totals["tokens"])
+    with ExitStack() as files:
+        writer = files.enter_context(
+            open_piece(engine, piece.output, stop - start, piece.dimensions)
+        )
+        with Progress(stop - start, label(engine, piece)) as progress:
+            for part in parts:
+                writer.put(part)
+                totals["tokens"] += part.tokens
+                totals["truncated"] += part.truncated
+                progress.update(len(part.rows), totals["tokens"])
         meta = totals | {"seconds": round(time.perf_counter() - began, 4)}
         meta |= {"rows": [start, stop]} | describe(engine, piece, prompt)
-        writer.seal(**meta)
-    return meta
+        opened = files.pop_all()
+
+    def seal() -> None:
+        with opened:
+            writer.seal(**meta)
+
+    return meta, seal
 
 
 def label(engine: Engine, piece: Piece) -> str:

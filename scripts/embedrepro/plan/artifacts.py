@@ -665,8 +665,8 @@ def corpus_precision(model: Model, size: Estimate, tflops: float) -> dict[str, A
         dtype = str(stated)
     else:
         dtype = "float32" if little else "fast"
-    seconds = cost.encode_seconds(model, size.characters, tflops)
-    return {"dtype": dtype, "compiled": dtype != "float32" and seconds > cost.COMPILE_SECONDS}
+    compiled = dtype != "float32" and cost.compiling_pays(model, size.characters, tflops)
+    return {"dtype": dtype, "compiled": compiled}
 
 
 # What makes a row's run: one entry for each kind of row
