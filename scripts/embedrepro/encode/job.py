@@ -3,6 +3,7 @@
 import gc
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -78,7 +79,12 @@ def encode_pieces(
         import_libraries(engine_of(facts))
         verified.result()
     errors: list[UserError] = []
-    for dtype, compiled in _models(dtypes):
+    models = _models(dtypes)
+    if any(compiled for _, compiled in models) and len(models) > 1:
+        from .packed import prepare_to_compile
+
+        threading.Thread(target=prepare_to_compile, daemon=True).start()
+    for dtype, compiled in models:
         mine = [piece for piece in left if (dtypes[piece], piece.compiled) == (dtype, compiled)]
 
         def load(dtype: str = dtype, compiled: bool = compiled) -> Engine:
