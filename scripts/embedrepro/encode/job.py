@@ -3,7 +3,6 @@
 import gc
 import resource
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -79,12 +78,7 @@ def encode_pieces(
         import_libraries(engine_of(facts))
         verified.result()
     errors: list[UserError] = []
-    models = _models(dtypes)
-    if any(compiled for _, compiled in models) and len(models) > 1:
-        from .packed import prepare_to_compile
-
-        threading.Thread(target=prepare_to_compile, daemon=True).start()
-    for dtype, compiled in models:
+    for dtype, compiled in _models(dtypes):
         mine = [piece for piece in left if (dtypes[piece], piece.compiled) == (dtype, compiled)]
 
         def load(dtype: str = dtype, compiled: bool = compiled) -> Engine:

@@ -275,14 +275,6 @@ def narrow_forward(layer: torch.nn.Module, hidden: torch.Tensor, **given: Any) -
     return in_blocks(read, pooled)[None]
 
 
-def prepare_to_compile() -> None:
-    """Import the compiler and start its processes: seconds, for who loads a model meanwhile."""
-    import torch._inductor.compile_fx  # noqa: F401
-    from torch._inductor.async_compile import AsyncCompile
-
-    AsyncCompile.warm_pool()
-
-
 def compile_layers(layers: Iterable[torch.nn.Module]) -> None:
     """Compile each module's forward; modules of one kind share what was compiled."""
     # No timing on the device decides which kernel runs: two processes get the same bytes.
