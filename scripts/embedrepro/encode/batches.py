@@ -4,13 +4,10 @@ Shapes never depend on which texts happen to come together, so neither do the ke
 a text's vector has the same bytes whatever its neighbours are.
 """
 
-import queue
-import sys
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -225,44 +222,3 @@ def varlen_arrays(batch: Batch, pad: int) -> tuple[np.ndarray, np.ndarray, np.nd
     offsets = np.concatenate([[0], ends[:-1], fillers, [tokens]]).astype(np.int32)
     positions = np.arange(tokens, dtype=np.int32) - np.repeat(offsets[:-1], np.diff(offsets))
     return ids, positions, offsets
-
-
-def ahead(items: Iterable[Any], depth: int) -> Iterator[Any]:
-    """The same items, made in a thread that stays at most `depth` ahead.
-
-    An error in the thread is raised here. The thread ends when this generator is closed.
-    """
-    sys.setswitchinterval(0.0005)  # a tenth of the usual: what feeds the device must not wait
-    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
-    closed = threading.Event()
-    end = object()
-
-    def put(good: bool, item: Any) -> bool:
-        while not closed.is_set():
-            try:
-                ready.put((good, item), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            if all(put(True, item) for item in items):
-                put(True, end)
-        except BaseException as error:
-            put(False, error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            good, item = ready.get()
-            if not good:
-                raise item
-            if item is end:
-                return
-            yield item
-    finally:
-        closed.set()
-        thread.join()

@@ -16,10 +16,11 @@ import torch
 from sentence_transformers.base.modules import Transformer
 from transformers import PreTrainedModel
 
+from ..ahead import ahead
 from ..errors import UserError, printable
 from ..models.facts_table import ROLES, Role
 from . import attention
-from .batches import CPU_BUDGET, CUDA_BUDGET, Batch, ahead, padded_widths
+from .batches import CPU_BUDGET, CUDA_BUDGET, Batch, padded_widths
 from .engine import pick_precision
 from .facts import Facts
 from .flat import PROBES, Flat, family_of

@@ -8,13 +8,13 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
+from ..ahead import ahead
 from .batches import (
     Batch,
     Packer,
     PaddedPacker,
     Sequences,
     VarlenPacker,
-    ahead,
     padded_arrays,
     varlen_arrays,
 )
@@ -47,6 +47,8 @@ class Pipeline(Generic[PartType]):
         arrays on the device: ids, positions, offsets of `varlen_arrays`, or ids and lengths of
         `padded_arrays`.
         """
+        # A tenth of the usual: what feeds the device must not wait for the interpreter.
+        sys.setswitchinterval(0.0005)
         packer = (VarlenPacker if self.varlen else PaddedPacker)(self.budget, longest)
         batches = pack(ahead(chunks, 2), packer)
         laid = ahead(((batch, self.lay(batch)) for batch in batches), 4)
