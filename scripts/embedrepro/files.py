@@ -141,9 +141,15 @@ def sealed(path: Path | str) -> Iterator[Path]:
 
     The digest is written first, so a file under its final name always has one.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     with atomic(path) as temporary:
         yield temporary
-        write_text(f"{path}.sha256", f"{sha256(temporary)}  {Path(path).name}\n")
+        with ThreadPoolExecutor(1) as pool:
+            stored = pool.submit(store, temporary)  # the disk is slow enough to hash meanwhile
+            found = sha256(temporary)
+            stored.result()
+        write_text(f"{path}.sha256", f"{found}  {Path(path).name}\n")
 
 
 def whole(path: Path | str) -> Path:

@@ -1,6 +1,7 @@
 """Imports that take seconds, in less of them."""
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -42,3 +43,25 @@ def uncollected(stays: bool = True) -> Iterator[None]:
         if stays:
             gc.freeze()
         gc.enable()
+
+
+def without_pandas() -> None:
+    """Let pyarrow do without pandas, which it imports with its first array, 0.4 s, only to ask
+    whether that was pandas'. For jobs that hand it nothing of pandas.
+
+    Whoever imports pandas still gets it, as `to_pandas` does.
+    """
+    import pyarrow as pa
+
+    finder = _NoPandas()
+    sys.meta_path.insert(0, finder)
+    try:
+        pa.array([0])  # asks once and for all
+    finally:
+        sys.meta_path.remove(finder)
+
+
+class _NoPandas:
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "pandas":
+            raise ImportError("not wanted")

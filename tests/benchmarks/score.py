@@ -28,6 +28,7 @@ from embedrepro.evaluation import scoring  # noqa: E402
 from embedrepro.files import read_json  # noqa: E402
 from embedrepro.search import job  # noqa: E402
 from embedrepro.search.hits import write_hits  # noqa: E402
+from embedrepro.startup import without_pandas  # noqa: E402
 
 METRICS = ["nDCG@10", "RR@10", "R@1000", "AP"]
 TREC = {"ndcg_cut.10", "recip_rank", "recall.1000", "map"}
@@ -61,7 +62,8 @@ def make(folder: Path, queries: int, k: int, shards: int) -> None:
 
 
 def in_blocks(folder: Path, k: int, shards: int) -> None:
-    """Each step in a process, which says how long it computed after its imports."""
+    """Each step in a process, as its script does it, which says how long it computed after its
+    imports."""
     for step in STEPS:
         command = [sys.executable, __file__, "--step", step, "--folder", folder]
         command += ["--k", k, "--shards", shards]
@@ -156,6 +158,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step:
+        without_pandas()
         work = partial(STEPS[args.step], args.folder, args.k, args.shards)
         timed(f"{args.step}, intervals included" if args.step == "score" else args.step, work)
         return

@@ -26,6 +26,7 @@ TYPES = {"query": pa.int32(), "doc": pa.int64(), "score": pa.float32()}
 SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in TYPES.items()])
 # Rows and scores hardly shrink, and plain columns are read as fast as they are copied.
 PLAIN = {"compression": "none", "use_dictionary": ["query"], "write_statistics": False}
+CACHED = 2**19  # hits merged at once: what they need is small enough to be used again and again
 Batch = tuple[int, np.ndarray, np.ndarray]  # first query, docs (g, m) int64, scores (g, m) float32
 
 
@@ -103,7 +104,8 @@ class Merge:
     def listings(self, batches: Iterable[Sequence[Batch]]) -> Iterator[Listing]:
         """`batches`: for some queries after the other the hits in each shard, docs by row."""
         own = self._own() if self.spare_identical_ids else None
-        return in_parallel(partial(self._listing, own), batches)
+        few = (part for parts in batches for part in _few_queries(parts))
+        return in_parallel(partial(self._listing, own), few)
 
     def _listing(self, own: np.ndarray | None, parts: Sequence[Batch]) -> Listing:
         first, docs, scores = self.best(parts)
@@ -142,6 +144,13 @@ class Merge:
         own = np.full(len(self.queries), -1)
         own[found.take(pa.array(rows)).to_numpy()] = rows
         return own
+
+
+def _few_queries(parts: Sequence[Batch]) -> Iterator[list[Batch]]:
+    """The same hits, `CACHED` at a time."""
+    step = max(1, CACHED // sum(docs.shape[1] for _, docs, _ in parts))
+    for at in range(0, len(parts[0][1]), step):
+        yield [(first + at, docs[at : at + step], sc[at : at + step]) for first, docs, sc in parts]
 
 
 def read_hits(paths: Sequence[Path | str], merge: Merge) -> Iterator[list[Batch]]:

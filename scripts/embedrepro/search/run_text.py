@@ -29,25 +29,29 @@ def run_text(
     Raises `UserError` for ids that a run can't carry.
     """
     queries, docs = queries.cast(KIND), docs.cast(KIND)
-    counts = np.diff(starts)
-    of_query = np.repeat(np.arange(len(queries)), counts)
-    rank = np.arange(len(docs)) - np.repeat(starts[:-1], counts)
-    nothing = pa.scalar("", KIND)
-    before = pc.binary_join_element_wise(queries, pa.scalar(" Q0 ", KIND), nothing)
-    lines = pc.binary_join_element_wise(
-        before.take(pa.array(of_query)),
-        docs,
-        _ranks(int(counts.max(initial=1) - 1).bit_length()).take(pa.array(rank)),
-        nine_digits(scores.astype(np.float32, copy=False)),
-        pa.scalar(f" {tag}\n", KIND),
-        nothing,
+    hits, counts = len(docs), np.diff(starts)
+    end = f" {tag}\n"
+    heads = pc.binary_join_element_wise(
+        pa.scalar(end, KIND), queries, pa.scalar(" Q0 ", KIND), pa.scalar("", KIND)
     )
-    _, offsets, data = lines.buffers()
-    length = np.frombuffer(offsets, np.int64, len(lines) + 1)[-1] if len(lines) else 0
-    text = np.frombuffer(data, np.uint8, length) if length else np.empty(0, np.uint8)
+    ranks = _ranks(int(counts.max(initial=1) - 1).bit_length())
+    # Taken one after the other, pieces are the text: cheaper than to join each line's.
+    parts = [heads, docs, ranks, nine_digits(scores.astype(np.float32, copy=False))]
+    head, doc, rank, score, last = np.cumsum([0, *map(len, parts)])
+    hit, number = np.arange(hits), np.repeat(np.arange(len(queries)), counts)
+    which = np.empty(4 * hits + 1, np.int64)
+    which[0:-1:4] = head + number
+    which[1::4] = doc + hit
+    which[2::4] = rank + hit - starts[number]
+    which[3::4] = score + 2 * hit
+    which[-1] = last
+    pieces = pa.concat_arrays([*parts, pa.array([end], KIND)])
+    _, offsets, data = pieces.take(pa.array(which)).buffers()
+    length = np.frombuffer(offsets, np.int64)[len(which)]
+    text = np.frombuffer(data, np.uint8, length)[len(end.encode()) :]  # no line before the first
     empty = min(_shortest(queries), _shortest(docs)) == 0
-    # A look at the bytes is cheaper than one at each id.
-    if empty or np.count_nonzero(text <= ord(" ")) != 6 * len(lines) or text.max(initial=0) > 127:
+    # A look at the bytes is cheaper than one at each id; those that aren't ASCII are below 0.
+    if empty or np.count_nonzero(text.view(np.int8) <= ord(" ")) != 6 * hits:
         check_fields(queries, "query id")
         check_fields(docs, "document id")
     return text
@@ -76,28 +80,27 @@ def _ranks(bits: int) -> pa.Array:
 
 
 def nine_digits(scores: np.ndarray) -> pa.Array:
-    """`f"{score:.9g}"` of float32 scores (n).
+    """`f"{score:.9g}"` of float32 scores (n): the even ones of 2n texts, the odd ones are padding.
 
     A float32 has a significand of 24 bits and 10^p = 2^p * 5^p one of 28 bits for p <= 12, so
     score * 10^p is exact in float64, and its nearest integer (halves to even, as C's printf rounds)
     holds the nine digits of every number that %g prints without an exponent: 1e-4 to 1e9, where
     p = 8 - exponent. The others are few and printed one by one.
     """
-    data, ends = [], np.zeros(len(scores) + 1, np.int64)
+    shown = np.full((len(scores), WIDTH), ord("0"), np.uint8)
+    ends = np.empty((len(scores), 2), np.int64)
     for first in range(0, len(scores), BLOCK):
-        text, length = _digits_of_block(scores[first : first + BLOCK])
-        data.append(text)
-        ends[first + 1 : first + 1 + len(length)] = length
-    np.cumsum(ends, out=ends)
-    text = np.concatenate(data) if data else np.empty(0, np.uint8)
-    return pa.Array.from_buffers(KIND, len(scores), [None, pa.py_buffer(ends), pa.py_buffer(text)])
+        part = slice(first, first + BLOCK)
+        _show(scores[part], shown[part], ends[part])
+    ends += WIDTH * np.arange(len(scores))[:, None]
+    buffers = [None, pa.py_buffer(np.append(ends, shown.size)), pa.py_buffer(shown)]
+    return pa.Array.from_buffers(KIND, 2 * len(scores), buffers)
 
 
-def _digits_of_block(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Text (uint8) of scores (n) one after the other, and each one's length (n)."""
+def _show(scores: np.ndarray, shown: np.ndarray, ends: np.ndarray) -> None:
+    """Put each score's text into its row of `shown` (n, WIDTH), all "0" as yet, and into `ends`
+    (n, 2) where it begins and ends there."""
     size = np.abs(scores).astype(np.float64)
-    shown = np.empty((len(scores), WIDTH), np.uint8)
-    used = np.empty((len(scores), WIDTH), bool)
     odd = (size < POWERS[0]) | (size >= POWERS[-1])
     first, last = np.searchsorted(POWERS, [size.min(), size.max()], "right") - 1
     classes: list[tuple[int, slice | np.ndarray]]
@@ -109,48 +112,35 @@ def _digits_of_block(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         classes = [(p, np.flatnonzero(place == p)) for p in np.unique(place).tolist() if p >= 0]
     for place, rows in classes:
         digits = np.rint(size[rows] * 10.0 ** (12 - place)).astype(np.uint32)
-        shown[rows], used[rows] = _fixed(digits, place - 4)
+        shown[rows], ends[rows, 1] = _fixed(digits, place - 4)
+        ends[rows, 0] = min(place + 2, 6)
         odd[rows] = digits == 10**9  # rounded up to the next power of ten
-    shown[:, 0] = ord("-")
-    used[:, 0] = np.signbit(scores)
+    negative = np.flatnonzero(np.signbit(scores) & ~odd)
+    ends[negative, 0] -= 1
+    shown[negative, ends[negative, 0]] = ord("-")
     for row in np.flatnonzero(odd):
         text = f"{scores[row]:.9g}".encode()
         shown[row, : len(text)] = [*text]
-        used[row] = np.arange(WIDTH) < len(text)
-    counts = np.bitwise_count(used.view(np.uint64))
-    return shown.ravel().compress(used.ravel()), counts[:, 0] + counts[:, 1]
+        ends[row] = 0, len(text)
 
 
 def _fixed(digits: np.ndarray, exponent: int) -> tuple[np.ndarray, np.ndarray]:
-    """digits * 10^(exponent - 8), nine digits each: characters (n, WIDTH), which of them count."""
+    """digits * 10^(exponent - 8), nine digits each: characters (n, WIDTH), and where they end.
+
+    They begin at 6, with an exponent below 0 at 6 + exponent: room for a sign is before that.
+    """
     high = digits // 10**4
     low = digits - high * 10**4  # cheaper than a remainder
     first = digits // 10**8
     middle = high - first * 10**4
-    zeros = np.where(low, _ZEROS[low], 4 + _ZEROS[middle])
+    zeros = np.where(low, _ZEROS.take(low), 4 + _ZEROS.take(middle))  # at the end
     shown = np.full((len(digits), WIDTH), ord("0"), np.uint8)
     words = shown.view(np.uint32)
-    words[:, 2], words[:, 3] = _FOUR[middle], _FOUR[low]
+    words[:, 2], words[:, 3] = _FOUR.take(middle), _FOUR.take(low)
     shown[:, 7] += first.astype(np.uint8)
-    if exponent < 0:  # sign 0 . 000 _ ddddddddd
-        shown[:, 2] = ord(".")
-    else:  # sign _____ ddddddddd, with a point among them
-        shown[:, 6 : 7 + exponent] = shown[:, 7 : 8 + exponent]
+    if exponent < 0:  # 0 . 000 ddddddddd
         shown[:, 7 + exponent] = ord(".")
-    return shown, _used(exponent).take(zeros, axis=0)
-
-
-@lru_cache(16)
-def _used(exponent: int) -> np.ndarray:
-    """For 0 to 8 zeros at the end of nine digits, which characters count: bool (9, WIDTH)."""
-    table = np.zeros((9, WIDTH), bool)
-    for zeros in range(9):
-        significant = 9 - zeros
-        if exponent < 0:
-            table[zeros, 1 : 2 - exponent] = True
-            table[zeros, 7 : 7 + significant] = True
-        else:
-            table[zeros, 6 : 7 + exponent] = True
-            if significant > exponent + 1:
-                table[zeros, 7 + exponent : 7 + significant] = True
-    return table
+        return shown, WIDTH - zeros
+    shown[:, 6 : 7 + exponent] = shown[:, 7 : 8 + exponent]
+    shown[:, 7 + exponent] = ord(".")
+    return shown, np.where(zeros < 8 - exponent, WIDTH - zeros, 7 + exponent)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import accumulate, groupby, islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 QUERIES = 256  # of Python objects made into one listing
-READ = 2**24  # bytes of a run that are parsed at once
+READ = 2**22  # bytes of a run that are parsed at once: their hits stay in the cache
 COLUMNS = {
     "query": pa.string(),
     "q0": pa.string(),
@@ -69,7 +69,7 @@ def trec_order(query: np.ndarray, score: np.ndarray, doc: np.ndarray, ids: Ids) 
     document ids of rows; it is asked only about rows whose score ties within a query.
     """
     key = sort_key(query, score)
-    order = np.argsort(key)
+    order = np.argsort(key, kind="stable")  # merges runs in order, as hits of shards are
     ordered = key[order]
     same = ordered[1:] == ordered[:-1]
     if same.any():
@@ -105,19 +105,14 @@ def kept(query: str, docs: Sequence[str], k: int) -> int:
 def read_ids(path: Path | str, start: int = 0, stop: int | None = None) -> pa.Array:
     """The `id` column of a Parquet file's rows `start:stop`, as one large_string array."""
     file = pq.ParquetFile(whole(path))
-    stop = file.metadata.num_rows if stop is None else stop
-    parts, first = [], 0
-    for group in range(file.num_row_groups):
-        last = first + file.metadata.row_group(group).num_rows
-        if first < stop and last > start:
-            column = file.read_row_group(group, columns=["id"]).column("id")
-            parts.extend(column.slice(max(start - first, 0), stop - max(first, start)).chunks)
-        first = last
-    return (
-        pa.concat_arrays([part.cast(pa.large_string()) for part in parts])
-        if parts
-        else (pa.array([], pa.large_string()))
-    )
+    sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    stop = sum(sizes) if stop is None else stop
+    firsts = [0, *accumulate(sizes)]
+    groups = [g for g, size in enumerate(sizes) if firsts[g] < stop and firsts[g] + size > start]
+    # Groups read one by one and joined would need twice the memory, and the time to get it.
+    ids = file.read_row_groups(groups, columns=["id"]).column("id").cast(pa.large_string())
+    ids = ids.slice(start - firsts[groups[0]] if groups else 0, stop - start)
+    return ids.chunk(0) if ids.num_chunks == 1 else ids.combine_chunks()
 
 
 def write_run(path: Path | str, rankings: Iterable[Ranking], tag: str) -> None:
