@@ -73,21 +73,23 @@ def encode_pieces(
         return
     facts = resolve(staged, {})
     dtypes = {piece: _check(piece, facts) for piece in left}
-    with ThreadPoolExecutor(1) as pool:  # hashing files leaves the interpreter to the imports
+    errors: list[UserError] = []
+    with ThreadPoolExecutor(1) as pool:  # hashing leaves the interpreter to imports and loading
         verified = pool.submit(_verify, staged)
         import_libraries(engine_of(facts))
-        verified.result()
-    errors: list[UserError] = []
-    for dtype, compiled in _models(dtypes):
-        mine = [piece for piece in left if (dtypes[piece], piece.compiled) == (dtype, compiled)]
+        for dtype, compiled in _models(dtypes):
+            mine = [piece for piece in left if (dtypes[piece], piece.compiled) == (dtype, compiled)]
 
-        def load(dtype: str = dtype, compiled: bool = compiled) -> Engine:
-            settings = {"dtype": dtype, "address": left[0].address}
-            return load_engine(staged, settings, device, tokens_per_batch, compiled)
+            def load(dtype: str = dtype, compiled: bool = compiled) -> Engine:
+                settings = {"dtype": dtype, "address": left[0].address}
+                try:
+                    return load_engine(staged, settings, device, tokens_per_batch, compiled)
+                finally:
+                    verified.result()  # damage is told as such, whatever loading made of it
 
-        errors += _encode_with(load, mine, on_model, matching(others, facts, dtype, compiled))
-        on_model = None  # float32 comes first
-        _collect()
+            errors += _encode_with(load, mine, on_model, matching(others, facts, dtype, compiled))
+            on_model = None  # float32 comes first
+            _collect()
     if errors:
         raise errors[0]
 

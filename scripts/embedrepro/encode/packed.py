@@ -122,10 +122,8 @@ class PackedEngine:
         layers = layers_of(self.model)
         if self.narrow:
             layers[-1].forward = partial(narrow_forward, layers[-1])
-        if self.compiled:
+        if self.compiled:  # a layer that is narrowed would take longer to compile than it saves
             compile_layers(layers[:-1] if self.narrow else layers)
-            if self.narrow:
-                compile_layers([layers[-1].self_attn, layers[-1].input_layernorm])
 
     def _can_varlen(self) -> bool:
         half = self.precision.arithmetic != "float32"
