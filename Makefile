@@ -8,8 +8,9 @@ ARGS ?=
 BIN := .venv/bin
 # The target stands after --, so that no option takes it for one more value.
 SNAKEMAKE = $(BIN)/snakemake $(if $(EXPERIMENT),--configfile $(EXPERIMENT)) $(ARGS) --
-# Bytecode is made of what is used, on first import: a third of the time. So it must be kept.
+# Bytecode is made of what is used, by importing it: a third of the time. So it must be kept.
 export PYTHONDONTWRITEBYTECODE =
+COMPILE = $(wildcard scripts/compile_imports.py)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: run plan fetch reproduce why reference test test-all test-journeys test-compat test-cluster lint bench chaos audit verify clean-temp clean-old
@@ -44,6 +45,7 @@ reference: .venv/run.ok
 	$(PYTHON) -m venv .venv
 	$(INSTALL) --upgrade pip
 	$(INSTALL) --group run
+	$(if $(COMPILE),$(BIN)/python $(COMPILE))
 	@touch $@
 
 .venv/test.ok: .venv/run.ok

@@ -37,6 +37,7 @@ rule all:
 
 
 onstart:
+    start_at_once()
     start_server()
 
 

@@ -13,14 +13,18 @@ if str(REPOSITORY / "scripts") not in sys.path:
 from embedrepro.errors import UserError, printable
 from embedrepro.plan.build import build_plan, read_config
 from embedrepro.plan.plan import write_plan
+from embedrepro.startup import uncollected
 
 # A module's config is given by the outer workflow; else each config file has paths of its own.
 IN_MODULE = workflow.modifier.parent_modifier is not None
 GIVEN = [] if IN_MODULE else workflow.overwrite_configfiles
 OVERRIDES = {} if IN_MODULE else workflow.config_settings.config
 try:
-    given = config if IN_MODULE else read_config(REPOSITORY, GIVEN, OVERRIDES)
-    PLAN = build_plan(given, REPOSITORY, GIVEN, OVERRIDES)
+    with (
+        uncollected()
+    ):  # of Snakemake's objects too, else it looks through them as it ends
+        given = config if IN_MODULE else read_config(REPOSITORY, GIVEN, OVERRIDES)
+        PLAN = build_plan(given, REPOSITORY, GIVEN, OVERRIDES)
 except UserError as error:
     print(f"error: {printable(error, 2000)}", file=sys.stderr, flush=True)
     sys.exit(2)

@@ -13,6 +13,7 @@ for job in jobs("download", "environment", "stage"):
             products(job),
         log:
             log_of(job),
+        priority: job.priority
         conda:
             "../envs/data.yaml"
         threads: job.threads

@@ -11,6 +11,7 @@ for job in jobs("prepare"):
             products(job),
         log:
             log_of(job),
+        priority: job.priority
         conda:
             "../envs/data.yaml"
         threads: job.threads

@@ -65,3 +65,9 @@ class _NoPandas:
     def find_spec(self, name: str, *_: object) -> None:
         if name == "pandas":
             raise ImportError("not wanted")
+
+
+def import_transformers() -> None:
+    """What loading a model needs, torch too, before anything is loaded."""
+    with uncollected(), without_extras():
+        from transformers import AutoModel, AutoTokenizer, PreTrainedModel  # noqa: F401

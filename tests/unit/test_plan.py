@@ -412,6 +412,17 @@ def test_little_work_is_one_process_from_the_staged_model_to_the_runs():
     assert steps == ["preflight", "encode", "encode", "search"]
 
 
+def test_what_waits_for_a_network_begins_before_what_computes(tmp_path):
+    here = tmp_path / "corpus.jsonl"
+    here.write_text("")
+    models = [{"id": "Org/Known-1.5B"}, {"id": "a/b", "source": {"demo": 7}}]
+    models[1] |= {"trust_remote_code": True}
+    mine = {"name": "mine", "source": {"beir": str(tmp_path)}, "splits": ["test"]}
+    made = plan(models=models, datasets=["beir/scifact", mine])
+    first = {job.name for job in made.jobs if job.priority}
+    assert first == {"download__Org__Known-1_5B", "prepare__beir__scifact"}
+
+
 def test_a_large_corpus_is_cut_by_device_time_and_every_job_starts_up_in_a_small_part_of_it():
     models = {"Org/Known-1.5B": KNOWN_MODELS["Org/Known-1.5B"] | {"parameters": 1_500_000_000}}
     config = {"experiment": "t", "models": [{"id": "Org/Known-1.5B"}]}

@@ -1,8 +1,12 @@
+"""What starting costs: which libraries a job imports, and what the installation compiles."""
+
 import subprocess
 import sys
+from importlib.util import find_spec
 
-from tests.helpers import REPOSITORY
+from helpers import REPOSITORY
 
+SCRIPTS = REPOSITORY / "scripts"
 PROGRAM = """
 import sys
 from embedrepro.startup import without_pandas
@@ -15,6 +19,37 @@ assert pa.table({"a": [1]}).to_pandas()["a"].tolist() == [1]
 import pandas
 assert pa.array(pandas.Series([1.0, float("nan")])).null_count == 1
 """
+
+
+def imported(*modules):
+    """The names of all modules that a fresh process has after importing these."""
+    lines = [f"import {', '.join(modules)}, sys", "print(*sys.modules)"]
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, cwd=SCRIPTS, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_a_job_reads_its_plan_without_libraries_that_it_may_not_need():
+    found = imported("embedrepro.plan.command_line", "embedrepro.sources.hub")
+    assert "embedrepro.plan.config" in found
+    assert not found & {"numpy", "pyarrow", "pandas", "torch"}
+    staging = imported("embedrepro.models.staging", "embedrepro.models.by_id")
+    assert not staging & {"numpy", "pyarrow", "pandas", "torch"}
+
+
+def test_what_the_installation_compiles_is_there():
+    found = subprocess.run(
+        [sys.executable, "-c", "import compile_imports as c; print(*c.LIGHT, *c.HEAVY)"],
+        cwd=SCRIPTS,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names = found.stdout.split()
+    assert {"torch", "snakemake.cli"} <= set(names)
+    ours = [name for name in names if name.startswith("embedrepro.")]
+    assert all((SCRIPTS / f"{name.replace('.', '/')}.py").is_file() for name in ours)
+    assert all(find_spec(name.partition(".")[0]) for name in names)
 
 
 def test_pyarrow_does_without_pandas_until_somebody_uses_it() -> None:

@@ -30,7 +30,6 @@ from .local import corpus_identity, local_kind, source_kind, split_identity
 from .reading import absent_ids
 from .records import Flaws, Judgement, Source, passage
 from .remote import Hub, IrDatasets
-from .shards import check_shards
 from .tables import CORPUS, QRELS, QUERIES, Ids, table, table_facts
 
 KINDS: dict[str, Any] = {**FOLDERS, "hub": Hub, "ir_datasets": IrDatasets}
@@ -133,7 +132,7 @@ def kept_corpus(task: CorpusTask) -> Record | None:
     made_from = {"source": identity_of(spec), "title": spec["title"]}
     record = kept(task.folder / "corpus.json", made_from, ["corpus.parquet"])
     if record:
-        check_shards(task.shards, record["documents"], f"{printable(spec['name'], 80)}: ")
+        specs.check_shards(task.shards, record["documents"], f"{printable(spec['name'], 80)}: ")
     return record
 
 
@@ -250,7 +249,7 @@ def write_corpus(task: CorpusTask, source: Source, missing: set[str]) -> Record:
     with atomic(task.folder / "corpus.parquet") as temporary:
         documents, chars = write_passages(source, temporary, spec["title"], missing, flaws)
         check_unchanged(spec, identity)
-        check_shards(task.shards, documents, f"{printable(spec['name'], 80)}: ")
+        specs.check_shards(task.shards, documents, f"{printable(spec['name'], 80)}: ")
         facts = {
             "name": spec["name"],
             "source": identity,

@@ -15,7 +15,7 @@ from ..errors import UserError, printable
 from ..schema import nearest
 from .local import corpus_digest, local_kind, source_kind
 from .remote import REVISION
-from .shards import check_shards
+from .spec import check_shards
 
 FAMILY_ONLY = "datasets"
 CHARS_A_PASSAGE = 500  # where nothing is known of a corpus

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import UserError
 from .reading import read_columns
+from .spec import check_shards
 
 
 def bounds(chars: np.ndarray, shards: int) -> np.ndarray:
@@ -38,11 +38,3 @@ def bounds(chars: np.ndarray, shards: int) -> np.ndarray:
 def corpus_bounds(corpus: Path | str, shards: int) -> np.ndarray:
     """`bounds` of a prepared corpus.parquet; reads its `chars` column only."""
     return bounds(read_columns(corpus, ["chars"])["chars"].to_numpy(), shards)
-
-
-def check_shards(shards: int, documents: int, where: str = "") -> None:
-    """Refuse shards that would hold no passage; `where` starts the message."""
-    if not 1 <= shards <= documents:
-        raise UserError(
-            f"{where}shards: {shards} for {documents} passages; give a number from 1 to {documents}"
-        )

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ..errors import UserError
+
 TEXT = {"type": "string", "minLength": 1}
 NAME = {**TEXT, "description": "the dataset's name"}
 SOURCE = {
@@ -66,3 +68,11 @@ SPLIT: dict[str, Any] = {
         "identity": IDENTITY,
     },
 }
+
+
+def check_shards(shards: int, documents: int, where: str = "") -> None:
+    """Refuse shards that would hold no passage; `where` starts the message."""
+    if not 1 <= shards <= documents:
+        raise UserError(
+            f"{where}shards: {shards} for {documents} passages; give a number from 1 to {documents}"
+        )

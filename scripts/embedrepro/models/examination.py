@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import printable
-from ..startup import uncollected
+from ..startup import import_transformers, uncollected
 from .architectures import ENCODERS, dtype_name
 from .facts_table import prompt_for
 from .staged import lay_out_code, verify_code
@@ -449,6 +449,7 @@ def main() -> None:
     parser.add_argument("--digest-only", action="store_true", help="load and run, no checks")
     parser.add_argument("--put", type=json.loads, default={}, help="prompts by role, as JSON")
     arguments = parser.parse_args()
+    import_transformers()
     answer = examine(arguments.staged, arguments.put, checks=not arguments.digest_only)
     print()  # ends whatever custom code printed
     print(json.dumps(answer))

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +29,7 @@ from typing import Any
 
 from ..errors import UserError, printable
 from ..files import read_json, write_record
+from ..startup import import_transformers
 from .comparison import compare, compare_m3, compare_many
 from .examination import FULL_BYTES, Finding, Prompts, examine, finding, weight_bytes
 
@@ -38,23 +40,67 @@ LOADED = ("load", "finite", "buffers", "repeat", "weights")  # checks of what lo
 COMPUTING = ("torch", "transformers", "tokenizers", "sentence-transformers", "numpy")
 
 
+class FreshProcess:
+    """A fresh process that examines a folder with code of its own, started and not waited for.
+
+    It has its own cache of modules and can neither hang nor end this one.
+    """
+
+    def __init__(self, staged: Path, record: dict[str, Any], put: Prompts) -> None:
+        large = weight_bytes(record) > FULL_BYTES
+        self.threads = min(os.cpu_count() or 1, 8) if large else 1
+        self.scratch = tempfile.TemporaryDirectory(prefix="preflight-")
+        # Loaded under the name that it will have: while staging, its own still has a dot.
+        self.view = Path(self.scratch.name) / re.sub(r"^\.tmp-[0-9a-f]+-", "", staged.name)
+        self.view.symlink_to(staged)
+        self.child = self.start("modules1", "--put", json.dumps(put))
+
+    def start(self, modules: str, *options: str) -> subprocess.Popen[str]:
+        return start(self.view, Path(self.scratch.name) / modules, self.threads, *options)
+
+
+def begin_fresh(staged: Path | str, put: Prompts | None = None) -> FreshProcess | None:
+    """Start what `preflight` of a folder with code of its own waits for; None of other folders.
+
+    It takes seconds and one core: other folders can be proved beside it.
+    """
+    staged = Path(staged).absolute()
+    with suppress(UserError, OSError):  # told by `preflight`
+        record = read_json(staged / "stage.json")
+        if proved_apart(record):
+            return FreshProcess(staged, record, put or {})
+    return None
+
+
+def proved_apart(record: dict[str, Any]) -> bool:
+    """Whether a folder has code of its own that is run as it is."""
+    return bool(record.get("code")) and record.get("kind", "dense") == "dense" and not whole(record)
+
+
+def whole(record: dict[str, Any]) -> bool:
+    """Whether it is sentence-transformers' own modules alone: there is nothing else to probe."""
+    return bool(record.get("beyond")) and record["pooling"] == "modules" and not record["modules"]
+
+
 def preflight(
     staged: Path | str,
     output: Path | str,
     put: Prompts | None = None,
     address: str | None = None,
+    fresh: FreshProcess | None = None,
 ) -> None:
     """Check the staged folder and write the findings to `output`; takes some seconds.
 
     `put`: the texts that will stand before queries and passages; without it those of stage.json.
-    `address`: where a model on a server is now; of others nothing reaches for the network. Raises
-    UserError naming the first check that failed; then nothing is written. It can run in a process
-    of its own or in one that encodes afterwards; there the imports are paid once.
+    `address`: where a model on a server is now; of others nothing reaches for the network.
+    `fresh`: what `begin_fresh` gave, where that was called before. Raises UserError naming the
+    first check that failed; then nothing is written. It can run in a process of its own or in one
+    that encodes afterwards; there the imports are paid once.
     """
     staged = Path(staged).absolute()
     record = read_json(staged / "stage.json")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    findings = examined(staged, record, put or {}, address)
+    findings = examined(staged, record, put or {}, address, fresh)
     refuse_failed(findings, printable(record["id"]), advice(record))
     versions = {name: installed(name) for name in COMPUTING}
     write_record(output, {"id": record["id"], "findings": findings, "versions": versions})
@@ -68,7 +114,11 @@ def installed(name: str) -> str | None:
 
 
 def examined(
-    staged: Path, record: dict[str, Any], put: Prompts, address: str | None = None
+    staged: Path,
+    record: dict[str, Any],
+    put: Prompts,
+    address: str | None = None,
+    fresh: FreshProcess | None = None,
 ) -> list[Finding]:
     """The findings for a staged folder, in the order of the checks."""
     if "server" in record:
@@ -83,9 +133,12 @@ def examined(
         return compare_m3(staged, record)
     if record.get("kind", "dense") != "dense":
         return compare_many(staged, record)
-    if record.get("beyond") and record["pooling"] == "modules" and not record["modules"]:
-        return compare(staged, record)  # sentence-transformers' own modules, nothing else to probe
-    findings = own_code(staged, record, put) if record["code"] else native(staged, put)
+    if whole(record):
+        return compare(staged, record)
+    if record["code"]:
+        findings = own_code(fresh or FreshProcess(staged, record, put))
+    else:
+        findings = native(staged, put)
     if record.get("beyond") and all(row["ok"] for row in findings):
         if find_spec("sentence_transformers"):
             findings += compare(staged, record)
@@ -107,27 +160,20 @@ def last_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
-def own_code(staged: Path, record: dict[str, Any], put: Prompts) -> list[Finding]:
+def own_code(fresh: FreshProcess) -> list[Finding]:
     """A folder with code of its own: proved in a fresh process, then loaded once more in this one.
 
-    The process has its own cache of modules and can neither hang nor end this one. Where the second
-    load gives other bytes, what this process imported or sees may be why, so another fresh one is
-    asked.
+    Where the second load gives other bytes, what this process imported or sees may be why, so
+    another fresh one is asked.
     """
-    large = weight_bytes(record) > FULL_BYTES
-    threads = min(os.cpu_count() or 1, 8) if large else 1
-    with tempfile.TemporaryDirectory(prefix="preflight-") as scratch:
-        # Loaded under the name that it will have: while staging, its own still has a dot.
-        view = Path(scratch) / re.sub(r"^\.tmp-[0-9a-f]+-", "", staged.name)
-        view.symlink_to(staged)
-        child = start(view, Path(scratch) / "modules1", threads, "--put", json.dumps(put))
+    with fresh.scratch:
         import_transformers()  # meanwhile: this process needs them as well
-        answer = finish(child)
+        answer = finish(fresh.child)
         if "error" in answer:
             return [finding("load", False, answer["error"])]
-        same = answer["digest"] == digest_here(view, threads)
+        same = answer["digest"] == digest_here(fresh.view, fresh.threads)
         if not same:
-            again = finish(start(view, Path(scratch) / "modules2", threads, "--digest-only"))
+            again = finish(fresh.start("modules2", "--digest-only"))
             if "error" in again:
                 return [finding("load", False, again["error"])]
             same = answer["digest"] == again["digest"]
@@ -135,10 +181,6 @@ def own_code(staged: Path, record: dict[str, Any], put: Prompts) -> list[Finding
     if not same:
         detail = "two fresh processes gave different bytes: something is left uninitialised"
     return [*answer["findings"], finding("repeat", same, detail)]
-
-
-def import_transformers() -> None:
-    from transformers import AutoTokenizer, PreTrainedModel  # noqa: F401
 
 
 def digest_here(staged: Path, threads: int) -> str:

@@ -12,10 +12,9 @@ from typing import Any
 
 from ..datasets.registry import Estimate, ResolvedDataset
 from ..errors import UserError, printable
-from ..evaluation import metrics
 from ..models.facts_table import ROLES, Role, known_facts, prompt_for, role_facts
 from . import cost
-from .config import WAYS, Experiment, Model
+from .config import WAYS, Experiment, Model, measure
 from .keys import key_of
 
 Spec = Mapping[str, Any]
@@ -575,7 +574,7 @@ def row_name(model: str, dataset: str, split: str) -> str:
 
 def refined_depths(asked: Sequence[str]) -> list[int]:
     """To what depths a run is made exact: the first always, the others where it costs little."""
-    cutoffs = {metrics.parse(name).cutoff or FIRST for name in asked}
+    cutoffs = {measure(name).cutoff or FIRST for name in asked}
     return sorted({FIRST, *(depth for depth in cutoffs if depth > FIRST)})
 
 

@@ -5,11 +5,15 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UserError, printable
 from .artifacts import Artifact
 from .jobs import Job
 from .plan import Plan, read_plan
+
+if TYPE_CHECKING:
+    from ..models.preflight import FreshProcess
 
 
 def read_job(description: str, *options: tuple[str, dict[str, object]]) -> "Task":
@@ -79,7 +83,8 @@ class Task:
     def prove(self) -> set[str]:
         """Make the job's missing preflights; the staged folders that fail are not to be run."""
         missing = self.missing("preflight")
-        self.each(missing, prove_model)
+        fresh = {a.path: begin_proof(a) for a in missing}  # beside the others' proofs
+        self.each(missing, lambda a: prove_model(a, fresh[a.path]))
         return {a.spec["staged"] for a in missing if not is_there(a)}
 
     def finish(self) -> None:
@@ -88,12 +93,19 @@ class Task:
             sys.exit(2)
 
 
-def prove_model(artifact: Artifact) -> None:
-    """Make a preflight."""
+def begin_proof(artifact: Artifact) -> "FreshProcess | None":
+    """Start what of a preflight can run in a process of its own."""
+    from ..models.preflight import begin_fresh
+
+    return begin_fresh(artifact.spec["staged"], artifact.spec["put"])
+
+
+def prove_model(artifact: Artifact, fresh: "FreshProcess | None" = None) -> None:
+    """Make a preflight; `fresh`: what `begin_proof` gave."""
     from ..models.preflight import preflight
 
     spec = artifact.spec
-    preflight(Path(spec["staged"]), Path(artifact.path), spec["put"], spec["address"])
+    preflight(Path(spec["staged"]), Path(artifact.path), spec["put"], spec["address"], fresh)
 
 
 def is_there(artifact: Artifact) -> bool:

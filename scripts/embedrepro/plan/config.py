@@ -7,16 +7,18 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from .. import names
 from ..datasets.registry import Registry, ResolvedDataset, resolve
 from ..errors import UserError, printable
-from ..evaluation import metrics
 from ..models.facts_table import AUTO, Vectors
 from ..schema import nearest, validate
 from ..sources.address import check_url
 from .keys import key_of
+
+if TYPE_CHECKING:
+    from ..evaluation.metrics import Measure
 
 Way = Literal["dense", "sparse", "multivector", "weighted"]
 WAYS: tuple[Way, ...] = get_args(Way)
@@ -201,7 +203,7 @@ def read_experiment(
     validate(config, schema, "config")
     evaluate = config["evaluate"]
     for metric in evaluate["metrics"]:
-        metrics.parse(metric)
+        measure(metric)
     check_depth(evaluate["metrics"], config["retrieve"]["top_k"])
     names.check_entries(config["models"])
     names.check_entries([entry for entry, _ in entries(config["models"], models)])
@@ -226,10 +228,20 @@ def read_experiment(
     )
 
 
+def measure(name: str) -> "Measure":
+    """What a metric's name means; `UserError` if nothing.
+
+    Imported here: every job reads a plan, few score, and numpy and pyarrow take 0.4 s.
+    """
+    from ..evaluation.metrics import parse
+
+    return parse(name)
+
+
 def check_depth(asked: Sequence[str], top_k: int) -> None:
     """A measure that reads deeper than the runs go would be a smaller number without a word."""
     for name in asked:
-        cutoff = metrics.parse(name).cutoff
+        cutoff = measure(name).cutoff
         if cutoff is not None and cutoff > top_k:
             raise UserError(
                 f"config.retrieve.top_k: {top_k} hits are kept, but {name} reads {cutoff}; "

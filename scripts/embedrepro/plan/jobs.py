@@ -18,6 +18,7 @@ from .cost import (
     SHARED_PARAMETERS,
     SHARED_SECONDS,
     START_SECONDS,
+    download_bytes,
     parameters,
 )
 
@@ -34,7 +35,8 @@ class Job:
 
     `inputs` are what its artifacts are made from; `gpu` devices, `threads`, `mem_mb` and `minutes`
     are asked for; `label` tells people which model and dataset it is about. A `shared` job uses its
-    device for seconds only, beside others. `priority`: what else than its own pieces waits for it.
+    device for seconds only, beside others. `priority`: it waits for a network, and had better do so
+    beside what computes; or more than its own pieces waits for it.
     """
 
     name: str
@@ -231,7 +233,8 @@ def prepare_jobs(catalogue: Catalogue, rows: Sequence[Row]) -> list[Job]:
             together.append((dataset.name, artifacts))
             chars += size
         else:
-            jobs.append(make_job(dataset.slug, "prepare", artifacts))
+            job = make_job(dataset.slug, "prepare", artifacts)
+            jobs.append(replace(job, priority=int(not local_kind(dataset.source))))
     if together:
         label = ", ".join(name for name, _ in together)
         everything = [a for _, artifacts in together for a in artifacts]
@@ -244,11 +247,11 @@ def model_jobs(catalogue: Catalogue, model: Model, rows: Sequence[Row]) -> list[
     if model.kind in ("bm25", "fuse", "run"):
         return [make_job(model.slug, model.kind, runs, model.id)]
     jobs = [
-        make_job(model.name, "download", [catalogue.download(model)]),
+        download_job(catalogue, model),
         make_job(model.name, "stage", [catalogue.stage(model)]),
     ]
     if model.base:
-        jobs.append(make_job(model.base.name, "download", [catalogue.download(model.base)]))
+        jobs.append(download_job(catalogue, model.base))
         jobs[1] = replace(jobs[1], mem_mb=jobs[1].mem_mb + parameters(model) * MERGED // 10**6)
     if model.kind == "rerank":
         jobs += rerank_jobs(catalogue, model, runs)
@@ -260,6 +263,11 @@ def model_jobs(catalogue: Catalogue, model: Model, rows: Sequence[Row]) -> list[
         own = make_job(model.environment, "environment", [environment])
         return [own, *(within(environment, job) for job in jobs)]
     return jobs
+
+
+def download_job(catalogue: Catalogue, model: Model) -> Job:
+    job = make_job(model.name, "download", [catalogue.download(model)])
+    return replace(job, priority=int(download_bytes(model) > 0))
 
 
 def asking(job: Job) -> Job:
