@@ -20,9 +20,8 @@ IN_MODULE = workflow.modifier.parent_modifier is not None
 GIVEN = [] if IN_MODULE else workflow.overwrite_configfiles
 OVERRIDES = {} if IN_MODULE else workflow.config_settings.config
 try:
-    with (
-        uncollected()
-    ):  # of Snakemake's objects too, else it looks through them as it ends
+    # Snakemake's objects as well are left alone then: it would look through them as it ends.
+    with uncollected():
         given = config if IN_MODULE else read_config(REPOSITORY, GIVEN, OVERRIDES)
         PLAN = build_plan(given, REPOSITORY, GIVEN, OVERRIDES)
 except UserError as error:

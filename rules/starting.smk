@@ -35,7 +35,7 @@ def start_server():
 
 
 def start_at_once():
-    """Lift Snakemake's own limit, 100 starts in a second: it holds each run's end up for that second."""
-    limit = workflow.scheduler.job_rate_limiter
+    """Lift Snakemake's own limit of 100 starts in a second: it holds up each run's end."""
+    limit = getattr(workflow.scheduler, "job_rate_limiter", None)
     if workflow.local_exec and limit and (limit.max_jobs, limit.timespan) == (100, 1):
         workflow.scheduler.job_rate_limiter = None

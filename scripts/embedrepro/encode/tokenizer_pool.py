@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from tokenizers import Tokenizer
 
+from ..startup import without_pandas
 from .token_ids import Arrays, TokenIds
 
 
@@ -104,6 +105,7 @@ def _start() -> subprocess.Popen[bytes]:
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
     source, sink = sys.stdin.buffer, sys.stdout.buffer
+    without_pandas()
     try:
         found = TokenIds(Tokenizer.from_str(pickle.load(source)))
         answer: Any = True
