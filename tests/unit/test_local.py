@@ -100,6 +100,25 @@ def test_sizes_and_lines(source, tmp_path):
     assert corpus_digest(source).lines == 4  # at least as many as passages
 
 
+def test_every_piece_of_a_large_file_counts(source, tmp_path, monkeypatch):
+    path = tmp_path / "data" / "corpus.jsonl"
+    line = '{"_id": "%02d", "text": "some words"}\n'
+    whole = "".join(line % i for i in range(40)).encode()
+    monkeypatch.setattr(local, "PIECE", 100)  # also one that ends with a line, one that is short
+    keys = set()
+    for cut in (0, 1, 36 * 25, len(whole) - 1):
+        for text in (whole[:cut] + whole[cut + 1 :], whole[:cut] + b"x" + whole[cut + 1 :]):
+            path.write_bytes(text)
+            found = corpus_digest(source)
+            assert (found.bytes, found.lines) == (len(text), len(text.splitlines()))
+            keys.add(found.key)
+    path.write_bytes(whole)
+    keys.add(corpus_digest(source).key)
+    path.write_bytes(b"")
+    assert (corpus_digest(source).bytes, corpus_digest(source).lines) == (0, 0)
+    assert len(keys) == 9
+
+
 def test_gzipped_files_count_by_their_bytes(source, tmp_path):
     path = tmp_path / "data" / "corpus.jsonl"
     content = gzip.compress(path.read_bytes(), mtime=0)
