@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
-from ..ahead import ahead
 from .tables import CORPUS
 
 BLOCK = 2**24  # bytes parsed at once; no line may be longer
@@ -65,7 +64,7 @@ def read_passages(path: Path, id_field: str, mode: str) -> Iterator[pa.RecordBat
                     explicit_schema=fields, unexpected_field_behavior="ignore"
                 ),
             )
-            for batch in ahead(reader, 2):
+            for batch in reader:
                 rows += len(batch)
                 ids, titles, texts = (batch.column(name) for name in fields.names)
                 yield passages(ids, titles, texts, mode)

@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from ..ahead import ahead
 from ..errors import UserError, printable
 from ..files import atomic, digest, read_json, remove, write_record
 from ..schema import validate
@@ -295,7 +294,7 @@ def copy_passages(source: Folder, path: Path, mode: str, missing: set[str]) -> t
         table(path, CORPUS, partial(source.where, "corpus", "")) as rows,
         tqdm(desc="corpus", unit=" passages", **BAR) as bar,
     ):
-        for batch in ahead(read_passages(source.file("corpus"), source.id_field, mode), 2):
+        for batch in read_passages(source.file("corpus"), source.id_field, mode):
             lengths = (pc.utf8_length(batch.column(name)).to_numpy() for name in ("title", "text"))
             rows.extend(batch, np.add(*lengths))
             known = batch.column("id").to_pylist()

@@ -16,10 +16,10 @@ import torch
 from sentence_transformers.base.modules import Transformer
 from transformers import PreTrainedModel
 
-from ..ahead import ahead
 from ..errors import UserError, printable
 from ..models.facts_table import ROLES, Role
 from . import attention
+from .ahead import ahead
 from .batches import CPU_BUDGET, CUDA_BUDGET, Batch, padded_widths
 from .engine import pick_precision
 from .facts import Facts

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
-from ..ahead import ahead
 from ..errors import UserError, printable
 from ..models.facts_table import Role
 from . import attention
+from .ahead import ahead
 from .batches import CPU_BUDGET, CUDA_BUDGET, Batch, PaddedPacker, Part, padded_arrays
 from .engine import check_finite, cut_dimensions, pick_precision
 from .facts import Facts

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from ..ahead import ahead
+from .ahead import ahead
 from .batches import (
     Batch,
     Packer,

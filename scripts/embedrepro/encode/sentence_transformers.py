@@ -17,9 +17,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..ahead import ahead
 from ..errors import UserError, printable
 from ..models.facts_table import Role
+from .ahead import ahead
 from .batches import CPU_BUDGET, CUDA_BUDGET, Part, padded_widths
 from .engine import check_finite, cut_dimensions, pick_precision
 from .facts import Facts

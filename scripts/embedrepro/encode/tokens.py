@@ -11,10 +11,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from tokenizers import Tokenizer
 
-from ..ahead import ahead
 from ..errors import UserError, printable
 from ..models.facts_table import Role
 from . import tokenizer_pool
+from .ahead import ahead
 from .batches import Sequences
 from .facts import Facts
 from .token_ids import Arrays, TokenIds, end_to_end
