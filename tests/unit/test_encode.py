@@ -158,9 +158,9 @@ def test_a_job_writes_sealed_arrays_with_sidecars(bert, corpus, tmp_path, capsys
         piece(corpus, folder / "exact.npy"),
     ]
     shown = []
-    encode_pieces(bert, pieces, "cpu", on_model=shown.append)
-    (engine,) = shown
-    assert isinstance(engine, Engine) and engine.precision.dtype == "float32"
+    encode_pieces(bert, pieces, "cpu", on_model=lambda e: shown.append((e, e.precision.dtype)))
+    ((engine, dtype),) = shown
+    assert isinstance(engine, Engine) and dtype == "float32"
     said = capsys.readouterr().err.splitlines()
     order = ["test-queries", "exact", "corpus-0-of-2", "corpus-1-of-2"]
     assert [line.split()[2].rstrip(":") for line in said[::2]] == order

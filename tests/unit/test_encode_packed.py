@@ -8,6 +8,7 @@ import torch
 import transformers
 from embedrepro.encode import attention as attention_module
 from embedrepro.encode import load_engine
+from embedrepro.encode.loading import cast
 from embedrepro.encode.packed import PackedEngine
 from encode_models import DECODERS, ENCODERS, WORDS, attend_each, model_class, tiny
 
@@ -79,6 +80,37 @@ def test_end_to_end_layout_equals_one_text_at_a_time(folders, monkeypatch, famil
     texts = some_texts()
     expected = reference(folder, texts, engine.facts.pooling)
     np.testing.assert_allclose(encode(engine, texts), expected, atol=5e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("family", [*ENCODERS, *DECODERS])
+def test_weights_turned_to_half_are_those_that_loading_gives(folders, family, dtype):
+    folder = folders(family)
+    cls = model_class(transformers.AutoConfig.from_pretrained(folder))
+    loaded = cls.from_pretrained(folder, dtype=getattr(torch, dtype))
+    turned = cls.from_pretrained(folder, dtype=torch.float32)
+    if not cast(turned, dtype):
+        assert family in ("t5", "mt5", "umt5") or "gemma" in family  # parameters, buffers
+        return
+    for tensors in ("named_parameters", "named_buffers"):
+        wanted, found = (dict(getattr(model, tensors)()) for model in (loaded, turned))
+        assert list(found) == list(wanted)
+        for name, tensor in found.items():
+            assert tensor.dtype == wanted[name].dtype, name
+            assert torch.equal(tensor, wanted[name]), name
+
+
+@pytest.mark.parametrize("family", ["bert", "qwen2", "t5"])
+def test_an_engine_turned_gives_the_vectors_of_one_loaded_so(folders, family):
+    folder, texts = folders(family), some_texts()
+    engine = PackedEngine(load_facts(folder, dtype="float32"), "cpu", 256)
+    whole = encode(engine, texts)
+    assert engine.turn(load_facts(folder, dtype="bfloat16"), False)
+    found = encode(engine, texts)
+    fresh = PackedEngine(load_facts(folder, dtype="bfloat16"), "cpu", 256)
+    assert found.dtype == np.float16
+    assert found.tobytes() == encode(fresh, texts).tobytes() != whole.astype(np.float16).tobytes()
+    assert not engine.turn(load_facts(folder, dtype="float32"), False)  # what is rounded is lost
 
 
 def load_facts(folder, **settings):

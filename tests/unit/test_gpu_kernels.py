@@ -15,6 +15,7 @@ if not CUDA and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a CUDA device, or Triton and TRITON_INTERPRET=1", allow_module_level=True)
 pytest.importorskip("triton")
 
+from embedrepro.encode.attention import layout, varlen_attention  # noqa: E402
 from embedrepro.encode.fp8 import quantise  # noqa: E402
 from embedrepro.encode.short_attention import attend_short  # noqa: E402
 
@@ -49,6 +50,30 @@ def test_short_attention(heads, key_heads, size, window):
     alone = torch.tensor([0, stop - start], dtype=torch.int32, device=DEVICE)
     some = (query[start:stop], key[start:stop], value[start:stop])
     assert torch.equal(attend_short(*some, alone, 512, window, scale), found[start:stop])
+
+
+@pytest.mark.skipif(not CUDA, reason="torch has this kernel for CUDA only")
+@pytest.mark.parametrize(("heads", "key_heads", "size"), [(4, 2, 16), (12, 12, 32), (6, 1, 128)])
+@pytest.mark.parametrize("right", [0, -1])
+def test_attention_in_float32(heads, key_heads, size, right):
+    torch.manual_seed(0)
+    ends = np.concatenate([[0], np.cumsum([*LENGTHS, 300, 1000])])
+    flat = [torch.randn(ends[-1], n, size) for n in (heads, key_heads, key_heads)]
+    query, key, value = (tensor.to(DEVICE) for tensor in flat)
+    layout.offsets = torch.tensor(ends, dtype=torch.int32, device=DEVICE)
+    layout.longest, scale = 1024, size**-0.5
+    found = varlen_attention(query, key, value, -1, right, scale)
+    exact = attend_each(
+        *(tensor.double() for tensor in flat), torch.tensor(ends), None, 1024, None,
+        scale=scale, window_size=(-1, right), enable_gqa=heads != key_heads,
+    )  # fmt: skip
+    assert (found.cpu() - exact).abs().max() < 3e-6
+    for start, stop in zip(ends[:-1], ends[1:], strict=True):
+        layout.offsets = torch.tensor([0, stop - start], dtype=torch.int32, device=DEVICE)
+        for layout.longest in (stop - start, 2048):  # alone, whatever the batch's longest is
+            some = (query[start:stop], key[start:stop], value[start:stop])
+            alone = varlen_attention(*some, -1, right, scale)
+            assert torch.equal(alone, found[start:stop])
 
 
 @pytest.mark.skipif(not CUDA, reason="Triton's interpreter doesn't round to float8 as a GPU does")

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import UserError, printable
 from ..startup import uncollected
-from .engine import ENGINES, Engine, Precision, engine_of
+from .engine import ENGINES, Engine, Precision, Turning, engine_of
 from .facts import Facts, resolve
 
 
@@ -52,6 +52,12 @@ def load_engine(
         facts, pick_device(device), tokens_per_batch, compiled
     )
     return engine
+
+
+def turn_engine(engine: Engine, settings: dict[str, Any], compiled: bool) -> bool:
+    """Let a loaded model go on with other settings; False where it has to be loaded anew."""
+    facts = resolve(engine.facts.staged, settings)
+    return isinstance(engine, Turning) and engine.turn(facts, compiled)
 
 
 @uncollected()
@@ -91,4 +97,5 @@ __all__ = [
     "load_engine",
     "pick_device",
     "resolve",
+    "turn_engine",
 ]

@@ -31,6 +31,11 @@ VARLEN = "embedrepro_varlen"
 PADDED = "embedrepro_padded"
 
 
+def sees_all(config: Any) -> bool:
+    """Whether no layer attends within a window, which `VARLEN` lacks in float32."""
+    return getattr(config, "sliding_window", None) is None
+
+
 @dataclass
 class Layout:
     """Where the sequences of the batch now running lie.
@@ -59,9 +64,11 @@ def varlen_attention(
 ) -> torch.Tensor:
     """Attention within each sequence of `layout`.
 
-    query (tokens, heads, size), key and value (tokens, key heads, size), float16 or bfloat16.
-    `left`, `right`: how far a token sees, -1 without bound; right = 0 is causal.
+    query (tokens, heads, size), key and value (tokens, key heads, size). `left`, `right`: how far a
+    token sees, -1 without bound; right = 0 is causal. In float32 `left` must be without bound.
     """
+    if query.is_cuda and query.dtype == torch.float32:
+        return _attend_float32(query, key, value, causal=right == 0, scale=scale)
     # By the class of length that a batch is of, so a sequence always meets the same kernel.
     if attend_short is not None and query.is_cuda and layout.longest <= SHORT:
         window = (left, right)
@@ -69,6 +76,22 @@ def varlen_attention(
     where = (layout.offsets, layout.offsets, layout.longest, layout.longest)
     grouped = {"enable_gqa": query.shape[1] != key.shape[1]} if NAMES_GROUPS else {}
     return varlen_attn(query, key, value, *where, scale=scale, window_size=(left, right), **grouped)
+
+
+def _attend_float32(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, scale: float
+) -> torch.Tensor:
+    """As torch's attention of jagged tensors calls the same kernel, without making any."""
+    group = query.shape[1] // key.shape[1]
+    if group > 1:
+        key, value = (tensor.repeat_interleave(group, 1) for tensor in (key, value))
+    batched = (tensor[None] for tensor in (query, key, value))
+    where = (layout.offsets, layout.offsets, layout.longest, layout.longest)
+    found: torch.Tensor
+    found, *_ = torch.ops.aten._efficient_attention_forward(
+        *batched, None, *where, 0.0, int(causal), scale=scale
+    )
+    return found[0]
 
 
 @varlen_attention.register_fake

@@ -70,6 +70,15 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class Turning(Protocol):
+    """An engine that can go on in another precision with the weights that it has."""
+
+    def turn(self, facts: Facts, compiled: bool) -> bool:
+        """Whether it computes as `facts` say from now on; else it is as it was."""
+        ...
+
+
 @dataclass(frozen=True)
 class Kind:
     """Where an engine is, and the packages whose versions its vectors depend on.

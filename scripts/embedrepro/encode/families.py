@@ -6,7 +6,8 @@ for the `flagembedding` engine. The layout says how the engine feeds a family on
 - `varlen`: sequences end to end without padding; the model's attention goes through transformers'
   attention interface and its positions through `position_ids`.
 - `padded`: the family's attention needs what the variable-length kernel lacks (a position bias, a
-  soft cap), so rows are padded to a few fixed widths. Always used on CPU and in float32.
+  soft cap), so rows are padded to a few fixed widths. Always used on CPU, and in float32 by models
+  with a sliding window.
 """
 
 from dataclasses import dataclass

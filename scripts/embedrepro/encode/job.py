@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..errors import UserError, printable
 from ..models.facts_table import ROLES, Role
-from . import import_libraries, load_engine
+from . import import_libraries, load_engine, turn_engine
 from .claims import share
 from .engine import DTYPES, ENGINES, Engine, engine_of
 from .facts import FAST, Facts, resolve
@@ -77,19 +77,23 @@ def encode_pieces(
     with ThreadPoolExecutor(1) as pool:  # hashing leaves the interpreter to imports and loading
         verified = pool.submit(_verify, staged)
         import_libraries(engine_of(facts))
+        engine: Engine | None = None
         for dtype, compiled in _models(dtypes):
             mine = [piece for piece in left if (dtypes[piece], piece.compiled) == (dtype, compiled)]
-
-            def load(dtype: str = dtype, compiled: bool = compiled) -> Engine:
-                settings = {"dtype": dtype, "address": left[0].address}
+            settings = {"dtype": dtype, "address": left[0].address}
+            if engine is None or not turn_engine(engine, settings, compiled):
+                engine = None
+                _collect()
                 try:
-                    return load_engine(staged, settings, device, tokens_per_batch, compiled)
+                    engine = load_engine(staged, settings, device, tokens_per_batch, compiled)
                 finally:
                     verified.result()  # damage is told as such, whatever loading made of it
-
-            errors += _encode_with(load, mine, on_model, matching(others, facts, dtype, compiled))
+            if on_model and engine.precision.dtype == "float32":
+                on_model(engine)
             on_model = None  # float32 comes first
-            _collect()
+            errors += _encode_with(engine, mine, matching(others, facts, dtype, compiled))
+    engine = None
+    _collect()
     if errors:
         raise errors[0]
 
@@ -101,16 +105,8 @@ def matching(others: Sequence[Piece], facts: Facts, dtype: str, compiled: bool) 
     return [piece for piece in others if piece.compiled == compiled and piece.dtype in meant]
 
 
-def _encode_with(
-    load: Callable[[], Engine],
-    pieces: list[Piece],
-    on_model: Callable[[Engine], None] | None,
-    others: list[Piece],
-) -> list[UserError]:
-    """Encode pieces of one precision; the model is gone when this returns."""
-    engine = load()
-    if on_model and engine.precision.dtype == "float32":
-        on_model(engine)
+def _encode_with(engine: Engine, pieces: list[Piece], others: list[Piece]) -> list[UserError]:
+    """Encode pieces of the engine's precision."""
     errors = []
 
     def make(piece: Piece) -> Callable[[], None] | None:

@@ -23,6 +23,27 @@ def round_parameters(model: torch.nn.Module, dtype: str) -> None:
             parameter.data = parameter.data.to(rounded).float()
 
 
+def cast(model: PreTrainedModel, dtype: str) -> bool:
+    """Turn a model in float32 into the one that loading in `dtype` gives; False where it can't be.
+
+    That is where some parameters stay in float32, or buffers don't: only rotary frequencies are
+    known to, whatever the dtype.
+    """
+    wanted = getattr(torch, dtype)
+    if wanted == torch.float32:
+        return True
+    buffers = [name for name, buffer in model.named_buffers() if buffer.is_floating_point()]
+    kept = model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict
+    if kept or not all(name.endswith("inv_freq") for name in buffers):
+        return False
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(wanted)
+    model.config.dtype = wanted
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return True
+
+
 def restore_direction(model: torch.nn.Module) -> None:
     """Let a model that has its own flag for attending both ways follow that flag alone.
 

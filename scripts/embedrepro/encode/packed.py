@@ -1,6 +1,6 @@
 """The packed engine: native transformers models on batches of constant shape.
 
-On CUDA in half precision sequences lie end to end, without padding, and one compiled layer serves
+On CUDA sequences lie end to end, without padding, and in half precision one compiled layer serves
 all layers. Everywhere else rows are padded to a few widths. Host and device overlap: threads read,
 tokenise (or hand that to processes) and lay out batches, the device runs, finished vectors are
 handed out while it does.
@@ -20,10 +20,10 @@ from ..errors import UserError
 from ..models.facts_table import Role
 from . import attention
 from .batches import CPU_BUDGET, CUDA_BUDGET, Batch, Part
-from .engine import check_finite, cut_dimensions, pick_precision
+from .engine import Precision, check_finite, cut_dimensions, pick_precision
 from .facts import Facts
 from .families import PACKED_MODEL_TYPES
-from .loading import OWN_WAY, check_lengths, restore_direction, round_parameters
+from .loading import OWN_WAY, cast, check_lengths, restore_direction, round_parameters
 from .pipeline import Pipeline
 from .steps import Steps, in_blocks, single_positions
 from .tokens import Tokeniser
@@ -51,16 +51,27 @@ class PackedEngine:
         tokens_per_batch: int | None = None,
         compiled: bool = False,
     ) -> None:
-        self.facts = facts
         self.device = torch.device(device)
-        self.precision = pick_precision(facts.dtype, self.device.type, fp8=True)
-        self.remarks: dict[str, Any] = {}
         self.family = PACKED_MODEL_TYPES[facts.architecture]
-        self.varlen = self._can_varlen()
         self.tokenizer = AutoTokenizer.from_pretrained(facts.staged)
+        self.asked = tokens_per_batch
         torch.backends.cuda.matmul.allow_tf32 = False
-        self.model = self._load()
+        self.precision = pick_precision(facts.dtype, self.device.type, fp8=True)
+        self.model = self._load(facts)
         check_lengths(self.model, facts)
+        self._settle(facts, compiled)
+
+    def _settle(self, facts: Facts, compiled: bool) -> None:
+        """Get ready to compute in the precision of `facts`, which the weights are in."""
+        self.facts = facts
+        self.remarks: dict[str, Any] = {}
+        if self.precision.arithmetic == "float32":
+            round_parameters(self.model, self.precision.dtype)
+        self.varlen = self._can_varlen()
+        if self.family.layout == "varlen":
+            self.model.set_attn_implementation(
+                attention.VARLEN if self.varlen else attention.PADDED
+            )
         self.steps = Steps(facts, facts.hidden_size, self.device)
         self.dimension = self.steps.dimension
         self.compiled = compiled and self.varlen
@@ -68,9 +79,21 @@ class PackedEngine:
         self._rounded = facts.dtype != "fp8"  # to float8, with the first batch
         if self._rounded:
             self._prepare_layers()
-        budget = max(tokens_per_batch or self._estimate(), *facts.max_length.values())
+        budget = max(self.asked or self._estimate(), *facts.max_length.values())
         pad = self.tokenizer.pad_token_id or 0
         self.pipeline: Pipeline[Part] = Pipeline(self.device, self.varlen, pad, budget)
+
+    def turn(self, facts: Facts, compiled: bool) -> bool:
+        """Compute in another precision from now on; False where weights must be read again.
+
+        In float32 every number of a checkpoint is there, so that rounding it is what loading does.
+        """
+        precision = pick_precision(facts.dtype, self.device.type, fp8=True)
+        if self.precision.dtype != "float32" or not cast(self.model, loaded_as(precision)):
+            return False
+        self.precision = precision
+        self._settle(facts, compiled)
+        return True
 
     @property
     def tokens_per_batch(self) -> int:
@@ -126,43 +149,38 @@ class PackedEngine:
             compile_layers(layers[:-1] if self.narrow else layers)
 
     def _can_varlen(self) -> bool:
+        on_device = self.family.layout == "varlen" and self.device.type == "cuda"
         half = self.precision.arithmetic != "float32"
-        return self.family.layout == "varlen" and self.device.type == "cuda" and half
+        return on_device and (half or attention.sees_all(self.model.config))
 
-    def _load(self) -> torch.nn.Module:
-        if self.family.layout == "padded":
-            implementation = "eager"
-        else:
-            implementation = attention.VARLEN if self.varlen else attention.PADDED
-        arithmetic = self.precision.arithmetic
-        dtype = "bfloat16" if arithmetic == "fp8" else arithmetic
+    def _load(self, facts: Facts) -> Any:
         cls = getattr(transformers, self.family.cls or "AutoModel")
         model, found = cls.from_pretrained(
-            self.facts.staged,
-            dtype=getattr(torch, dtype),
-            attn_implementation=implementation,
+            facts.staged,
+            dtype=getattr(torch, loaded_as(self.precision)),
+            attn_implementation=attention.PADDED if self.family.layout == "varlen" else "eager",
             local_files_only=True,
             output_loading_info=True,
         )
         missing = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))
         if missing:
             raise UserError(
-                f"{self.facts.model_id}: its weights lack {len(missing)} tensors of the model "
+                f"{facts.model_id}: its weights lack {len(missing)} tensors of the model "
                 f"({missing[0]}, …); the snapshot is not whole or not of this architecture"
             )
         if self.family.decoder:
-            set_direction(model, self.facts.attention == "causal")
+            set_direction(model, facts.attention == "causal")
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # its output is not used
-        if self.precision.arithmetic == "float32":
-            round_parameters(model, self.precision.dtype)
         return model.to(self.device).eval()
 
     def _estimate(self) -> int:
         """Tokens a batch."""
-        if self.varlen:
-            return varlen_budget(self.model, self.device)
-        return CUDA_BUDGET if self.device.type == "cuda" else CPU_BUDGET
+        if self.device.type == "cpu":
+            return CPU_BUDGET
+        if self.precision.arithmetic == "float32":
+            return CUDA_BUDGET
+        return varlen_budget(self.model, self.device) if self.varlen else CUDA_BUDGET
 
     def _run(self, batch: Batch, arrays: list[torch.Tensor], wanted: Wanted) -> torch.Tensor:
         """(n, kept) vectors of a batch's n sequences, on the device."""
@@ -231,6 +249,11 @@ def varlen_budget(model: torch.nn.Module, device: torch.device) -> int:
     enough = max(16_384, BATCH_FLOPS / flops_per_token)
     most = min(enough, MOST_TOKENS, 0.8 * free / bytes_per_token)
     return 2 ** int(math.log2(max(most, 1)))
+
+
+def loaded_as(precision: Precision) -> str:
+    """The dtype that weights are loaded in; float8 is made of it."""
+    return "bfloat16" if precision.arithmetic == "fp8" else precision.arithmetic
 
 
 def layers_of(model: torch.nn.Module) -> torch.nn.ModuleList:

@@ -16,7 +16,7 @@ RECIPE = {
     "preflight": 1,
     "corpus": 1,
     "split": 1,
-    "encode": 7,
+    "encode": 8,
     "cut": 1,
     "calibrate": 1,
     "quantize": 1,
