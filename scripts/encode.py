@@ -12,7 +12,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is
 
 from embedrepro.errors import run_cli
 from embedrepro.plan.command_line import read_job
-from embedrepro.startup import without_pandas
 
 
 def main() -> None:
@@ -27,8 +26,6 @@ def main() -> None:
     os.environ.setdefault("TRITON_CACHE_DIR", str(compiled / "triton"))
     refused = task.prove()
     vectors = [a for a in task.missing("encode") if a.spec["staged"] not in refused]
-    if vectors:
-        without_pandas()
     for folder in dict.fromkeys(a.spec["staged"] for a in vectors):
         from embedrepro.encode.job import encode_pieces
         from embedrepro.plan.tasks import encode_piece

@@ -8,12 +8,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is
 from embedrepro.errors import run_cli
 from embedrepro.plan.artifacts import spread
 from embedrepro.plan.command_line import read_job
-from embedrepro.startup import without_pandas
 
 
 def main() -> None:
     task = read_job(__doc__)
-    without_pandas()
     if merges := task.missing("merge"):
         from embedrepro.plan.tasks import merge_row
         from embedrepro.search.job import merge_rows

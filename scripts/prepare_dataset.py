@@ -9,27 +9,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is
 from embedrepro.errors import UserError, run_cli
 from embedrepro.plan.artifacts import Artifact
 from embedrepro.plan.command_line import read_job
-from embedrepro.startup import without_pandas
 
 
 def main() -> None:
     task = read_job(__doc__)
     os.environ.setdefault("USE_TORCH", "NO")  # `datasets` would import torch and never use it
-    missing = task.missing()
-    if missing and not any(map(is_remote, missing)):  # the library `datasets` has uses for it
-        without_pandas()
-    for corpus, splits in datasets(missing).items():
+    for corpus, splits in datasets(task.missing()).items():
         task.attempt(make, task.plan.artifacts[corpus], splits)
     task.finish()
-
-
-def is_remote(artifact: Artifact) -> bool:
-    """Whether some of it is read from elsewhere than a local folder."""
-    from embedrepro.datasets.local import local_kind
-
-    theirs = artifact.spec.get("theirs")
-    sources = [artifact.spec["source"], *([theirs["source"]] if isinstance(theirs, dict) else [])]
-    return not all(map(local_kind, sources))
 
 
 def datasets(missing: list[Artifact]) -> dict[str, list[Artifact]]:

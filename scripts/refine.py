@@ -7,7 +7,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is
 
 from embedrepro.errors import run_cli
 from embedrepro.plan.command_line import read_job
-from embedrepro.startup import without_pandas
 
 
 def main() -> None:
@@ -15,7 +14,6 @@ def main() -> None:
     if runs := task.missing("refine"):
         from embedrepro.plan.refining import refine_runs
 
-        without_pandas()
         refine_runs(task, runs)
     task.finish()
 

@@ -7,7 +7,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is
 
 from embedrepro.errors import run_cli
 from embedrepro.plan.command_line import read_job
-from embedrepro.startup import without_pandas
 
 
 def main() -> None:
@@ -15,7 +14,6 @@ def main() -> None:
     from embedrepro.plan.tasks import AFTER, DERIVED, search_piece, search_row
     from embedrepro.search.kinds import search_pieces, search_rows
 
-    without_pandas()
     device = task.options.device
     task.attempt(search_rows, [search_row(a) for a in task.missing("search")], device)
     task.attempt(search_pieces, [search_piece(a) for a in task.missing("hits")], device)

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import UserError
 
 READ = 8 * 2**20  # bytes read at once for hashing
+PIECE = 2**26  # bytes of a file that one of several digests covers
 SEAL = "self_sha256"  # of a JSON record: the digest of all else in it
 RECORDS = ("corpus.json", "split.json")  # of a folder: {"files": {name: {"size", "sha256", …}}}
 TEMPORARY = ".tmp-"  # every unfinished file's or folder's name starts with this
@@ -200,14 +201,58 @@ def sha256(path: Path | str) -> str:
 
 def digest_of(path: Path, start: int, left: int) -> str:
     """Hex sha256 of `left` bytes of a file from byte `start`, or of as many as there are."""
+    return _measured(path, start, left).sha256
+
+
+class Measured(NamedTuple):
+    """Bytes of a file. `lines`, where they were counted: line ends among them; `ended`: whether one
+    is the last of them."""
+
+    sha256: str
+    size: int
+    lines: int
+    ended: bool
+
+
+def _measured(path: Path, start: int, left: int, count_lines: bool = False) -> Measured:
+    """The `left` bytes of a file from byte `start`, or as many as there are."""
     # Large reads: each ends with a wait for the interpreter, which may be importing meanwhile.
-    found, buffer = hashlib.sha256(), memoryview(bytearray(min(left, READ)))
+    found, buffer = hashlib.sha256(), bytearray(min(left, READ))
+    view, size, lines, ended = memoryview(buffer), 0, 0, False
     with open(path, "rb", buffering=0) as file:
         file.seek(start)
-        while left and (count := file.readinto(buffer[:left])):
-            found.update(buffer[:count])
-            left -= count
-    return found.hexdigest()
+        while size < left and (count := file.readinto(view[: left - size])):
+            found.update(view[:count])
+            size += count
+            if count_lines:
+                lines += buffer.count(b"\n", 0, count)
+                ended = buffer.endswith(b"\n", 0, count)
+    return Measured(found.hexdigest(), size, lines, ended)
+
+
+def measured_pieces(
+    path: Path | str, threads: int = 4, count_lines: bool = False
+) -> list[Measured]:
+    """Each 64 MiB of a file, in parallel: one thread is slower than a disk."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    path = Path(path)
+    starts = range(0, path.stat().st_size, PIECE)
+    with ThreadPoolExecutor(min(threads, free_cores())) as pool:
+        return list(pool.map(lambda start: _measured(path, start, PIECE, count_lines), starts))
+
+
+def piece_digests(path: Path | str) -> list[str]:
+    """Hex sha256 of each 64 MiB of a file."""
+    return [piece.sha256 for piece in measured_pieces(path)]
+
+
+def free_cores() -> int:
+    """Cores that this process may use, on clusters fewer than there are; where the system doesn't
+    say, all of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def digest(value: Any, length: int = 12) -> str:

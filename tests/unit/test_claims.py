@@ -17,7 +17,7 @@ sys.path.insert(0, sys.argv[1])
 from embedrepro.encode.claims import share
 folder, mine, others = Path(sys.argv[2]), sys.argv[3].split(), sys.argv[4].split()
 name = sys.argv[5]
-def make(piece):
+def make(piece, held):
     time.sleep(float(sys.argv[6]))
     (folder / piece).touch()
     with open(folder / f"made-{name}", "a") as file:
@@ -64,9 +64,13 @@ def test_a_claim_that_outlives_its_holder_is_not_waited_for_for_ever(tmp_path, m
     monkeypatch.setattr(claims, "PATIENCE", 0.2)
     monkeypatch.setattr(claims, "POLL", 0.05)
     calls = []
+
+    def make(piece, held):
+        calls.append(piece)
+
     with claims.claim(tmp_path / "p") as ours:
         assert ours
-        claims.share(["p"], [], lambda p: tmp_path / p, lambda p: bool(calls), calls.append)
+        claims.share(["p"], [], lambda p: tmp_path / p, lambda p: bool(calls), make)
     assert calls == ["p"]
     assert "claimed for long" in capsys.readouterr().err
 
@@ -74,7 +78,7 @@ def test_a_claim_that_outlives_its_holder_is_not_waited_for_for_ever(tmp_path, m
 def test_the_end_of_one_work_is_done_beside_the_next_under_its_claim(tmp_path):
     begun, ended = [], []
 
-    def make(piece):
+    def make(piece, held):
         begun.append(piece)
 
         def rest():
@@ -95,9 +99,15 @@ def test_the_end_of_one_work_is_done_beside_the_next_under_its_claim(tmp_path):
 
 
 @pytest.mark.parametrize("bad", ["a", "c"])
-def test_an_error_at_the_end_of_a_work_is_the_callers(tmp_path, bad):
-    def make(piece):
+def test_an_error_at_the_end_of_a_work_is_the_callers_and_nothing_stays_open(tmp_path, bad):
+    opened, closed = [], []
+
+    def make(piece, held):
+        opened.append(piece)
+        held.callback(closed.append, piece)
+
         def rest():
+            assert piece not in closed
             if piece == bad:
                 raise OSError("no space left")
 
@@ -105,4 +115,5 @@ def test_an_error_at_the_end_of_a_work_is_the_callers(tmp_path, bad):
 
     with pytest.raises(OSError, match="no space"):
         claims.share("abc", [], lambda p: tmp_path / p, lambda p: False, make)
+    assert closed == opened
     assert not list(tmp_path.glob(".*claim"))

@@ -1,5 +1,6 @@
 """Encoding as the workflow calls it: engines agree, cuts don't matter, mistakes are one line."""
 
+import errno
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from embedrepro import files
-from embedrepro.encode import Engine, load_engine
+from embedrepro.encode import Engine, formats, load_engine
 from embedrepro.encode.job import Piece, encode_piece, encode_pieces
 from embedrepro.encode.packed import PackedEngine
 from embedrepro.errors import UserError
@@ -227,6 +228,21 @@ def test_a_piece_with_a_mistake_keeps_no_other_from_its_vectors(bert, corpus, tm
         encode_pieces(bert, [bad, good], "cpu")
     assert good.output.exists() and not bad.output.exists()
     assert "bad: test/model: the passage prompt takes 72" in capsys.readouterr().err
+
+
+def test_a_piece_that_can_not_be_sealed_leaves_no_temporary_file(
+    bert, corpus, tmp_path, monkeypatch
+):
+    """Nor does the one that was encoded meanwhile."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(formats, "seal_array", full)
+    pieces = [piece(corpus, tmp_path / f"{name}.npy") for name in "abc"]
+    with pytest.raises(OSError, match="no space left"):
+        encode_pieces(bert, pieces, "cpu")
+    assert [*tmp_path.iterdir()] == [corpus]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import os
 import shutil
 
 import pytest
+from embedrepro import files
 from embedrepro.datasets import local
 from embedrepro.datasets.local import (
     corpus_digest,
@@ -104,7 +105,7 @@ def test_every_piece_of_a_large_file_counts(source, tmp_path, monkeypatch):
     path = tmp_path / "data" / "corpus.jsonl"
     line = '{"_id": "%02d", "text": "some words"}\n'
     whole = "".join(line % i for i in range(40)).encode()
-    monkeypatch.setattr(local, "PIECE", 100)  # also one that ends with a line, one that is short
+    monkeypatch.setattr(files, "PIECE", 100)  # also one that ends with a line, one that is short
     keys = set()
     for cut in (0, 1, 36 * 25, len(whole) - 1):
         for text in (whole[:cut] + whole[cut + 1 :], whole[:cut] + b"x" + whole[cut + 1 :]):

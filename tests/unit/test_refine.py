@@ -1,13 +1,16 @@
 """Refinement: the first ranks equal those of float32, whatever the fast precision did."""
 
+from functools import cached_property
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from embedrepro.search import refine
-from embedrepro.search.exact import search_array
+from embedrepro.search.exact import ArrayScorer, search_array
 from embedrepro.search.job import Row, search_rows
 from embedrepro.search.refine import sampled_error
+from embedrepro.search.scores import TensorScorer
 from embedrepro.vectors.dense import save_array
 
 DEPTHS = (10, 100)
@@ -24,6 +27,10 @@ class Arrays:
 
     def __len__(self):
         return len(self.fast)
+
+    @cached_property
+    def scorer(self):
+        return ArrayScorer(self.queries)
 
     def search(self, which, k):
         ((_, rows, scores),) = search_array(
@@ -135,6 +142,19 @@ def test_a_small_corpus_and_zero_queries():
     rows, scores = corpus.truth(100)
     assert found.exact_depth == 7 and found.share == 1
     assert (found.rows == rows).all() and (found.scores == scores).all()
+
+
+def test_a_device_scores_as_numpy_does():
+    corpus = made(15)
+    corpus.queries[3] = 0
+    query, row = np.divmod(np.arange(20 * 3000), 3000)
+    arrays, tensors = ArrayScorer(corpus.queries), TensorScorer(corpus.queries, "cpu")
+    expected = arrays.pairs(corpus.exact, query, row) + np.float32(0)
+    assert tensors.pairs(corpus.exact, query, row).tobytes() == expected.tobytes()
+    largest = arrays.largest_product(corpus.exact)
+    assert tensors.largest_product(corpus.exact) == pytest.approx(largest, rel=1e-6)
+    assert largest == pytest.approx(np.abs(expected).max() / 1.7, rel=1e-6)  # of norm 1
+    assert arrays.largest_product(corpus.exact[:0]) == tensors.largest_product(corpus.exact[:0])
 
 
 @pytest.mark.parametrize("spare", [False, True])

@@ -2,8 +2,13 @@
 
 import subprocess
 import sys
+from argparse import Namespace
 from importlib.util import find_spec
 
+import pytest
+from embedrepro.plan import command_line
+from embedrepro.plan.artifacts import Artifact
+from embedrepro.plan.jobs import make_job
 from helpers import REPOSITORY
 
 SCRIPTS = REPOSITORY / "scripts"
@@ -57,3 +62,31 @@ def test_pyarrow_does_without_pandas_until_somebody_uses_it() -> None:
     where = {"PYTHONPATH": str(REPOSITORY / "scripts")}
     done = subprocess.run(command, env=where, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("rule", "spec", "without"),
+    [
+        ("search", {}, True),
+        ("encode", {"texts": "x"}, True),
+        ("stage", {"source": {"hub": "x"}}, False),  # not even pyarrow
+        ("prepare", {"source": {"beir": "x"}, "theirs": "test"}, True),
+        ("prepare", {"source": {"hub": "x"}, "theirs": "test"}, False),
+        ("prepare", {"source": {"beir": "x"}, "theirs": {"source": {"hub": "x"}}}, False),
+    ],
+)
+def test_jobs_do_without_pandas_once_something_is_missing(
+    tmp_path, monkeypatch, rule, spec, without
+):
+    """All but those that read datasets from elsewhere, whose libraries have uses for it."""
+    asked = []
+    monkeypatch.setattr(command_line, "without_pandas", lambda: asked.append(rule))
+    made = Artifact("some", str(tmp_path / "made"), spec)
+    plan = Namespace(of_job=lambda _: [made])
+    job = make_job("x", rule, [made])
+    command_line.Task(plan, job, Namespace())
+    assert bool(asked) == without
+    (tmp_path / "made").touch()
+    asked.clear()
+    command_line.Task(plan, job, Namespace())
+    assert not asked

@@ -3,22 +3,17 @@
 Where a folder lies is in none of it: the same data moved elsewhere is the same dataset.
 """
 
-import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import UserError, printable
-from ..files import READ, digest
+from ..files import digest, measured_pieces
 from ..sources.snapshot import remembered
 from .folder import FOLDERS, Folder
 
 SOURCE_KINDS = (*FOLDERS, "hub", "ir_datasets")
-PIECE = 2**26  # bytes of a file that one digest covers
 MOST_THREADS = 16
 PARTS = {"corpus": ("corpus",), "split": ("queries", "qrels")}  # of a source, that each is made of
 
@@ -88,36 +83,15 @@ def measured(paths: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
     "pieces" is a digest of the digests of a file's pieces, which many threads make at once.
     """
     facts = {}
-    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
-        for name, path in paths.items():
-            starts = range(0, path.stat().st_size, PIECE)
-            pieces = list(pool.map(partial(_measured_piece, path), starts))
-            lines = sum(piece.lines for piece in pieces) + bool(pieces and pieces[-1].last != b"\n")
-            facts[name] = {
-                "size": sum(piece.size for piece in pieces),
-                "pieces": digest([piece.sha256 for piece in pieces], 64),
-                "lines": None if path.suffix == ".gz" else lines,
-            }
+    for name, path in paths.items():
+        pieces = measured_pieces(path, MOST_THREADS, count_lines=True)
+        lines = sum(piece.lines for piece in pieces) + bool(pieces and not pieces[-1].ended)
+        facts[name] = {
+            "size": sum(piece.size for piece in pieces),
+            "pieces": digest([piece.sha256 for piece in pieces], 64),
+            "lines": None if path.suffix == ".gz" else lines,
+        }
     return facts
-
-
-class _Piece(NamedTuple):
-    sha256: str
-    size: int
-    lines: int
-    last: bytes
-
-
-def _measured_piece(path: Path, start: int) -> _Piece:
-    found, size, lines, last = sha256(), 0, 0, b""
-    with open(path, "rb", buffering=0) as file:
-        file.seek(start)
-        while size < PIECE and (part := file.read(min(READ, PIECE - size))):
-            found.update(part)
-            size += len(part)
-            lines += part.count(b"\n")
-            last = part[-1:]
-    return _Piece(found.hexdigest(), size, lines, last)
 
 
 def corpus_identity(source: Mapping[str, Any], cache: Path | None = None) -> dict[str, Any]:

@@ -133,11 +133,8 @@ def read_texts(
             yield from batch["text"].to_pylist()
         return
     for batch in read_rows(path, start, stop, ["title", "text"]):
-        texts = batch["text"].to_pylist()
-        if title == "drop" or not pc.any(pc.greater(pc.binary_length(batch["title"]), 0)).as_py():
-            yield from map(str.strip, texts)  # as `passage` does without a title
-            continue
-        for heading, text in zip(batch["title"].to_pylist(), texts, strict=True):
+        columns = batch["title"].to_pylist(), batch["text"].to_pylist()
+        for heading, text in zip(*columns, strict=True):
             yield passage(heading or "", text, title)
 
 

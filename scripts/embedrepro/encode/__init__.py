@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, printable
-from ..startup import uncollected
+from ..startup import import_transformers, uncollected
 from .engine import ENGINES, Engine, Precision, Turning, engine_of
 from .facts import Facts, resolve
 
@@ -60,16 +60,15 @@ def turn_engine(engine: Engine, settings: dict[str, Any], compiled: bool) -> boo
     return isinstance(engine, Turning) and engine.turn(facts, compiled)
 
 
-@uncollected()
 def import_libraries(engine: str) -> None:
     """Import what an engine needs, which takes seconds: for who has something to do meanwhile."""
     if ENGINES[engine].local:
         # Nothing here may reach for the network: the staged folder is whole.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        from transformers import AutoModel, AutoTokenizer  # noqa: F401
-
+        import_transformers()
     try:
-        ENGINES[engine].load()
+        with uncollected():
+            ENGINES[engine].load()
     except ImportError as error:
         raise UserError(
             f"engine {engine}: can't be had with the libraries of this environment "

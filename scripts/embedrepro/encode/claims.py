@@ -22,6 +22,7 @@ PATIENCE = 900.0  # so long it waits for one: a lock may outlive its holder on s
 
 Work = TypeVar("Work")
 Rest = Callable[[], None]  # of a work: what is left once the next can begin
+Make = Callable[[Work, ExitStack], Rest | None]  # on the stack: what is open until the rest is done
 
 
 @contextmanager
@@ -41,12 +42,13 @@ def share(
     others: Sequence[Work],
     output_of: Callable[[Work], Path],
     is_made: Callable[[Work], bool],
-    make: Callable[[Work], Rest | None],
+    make: Make[Work],
 ) -> None:
     """Make all of `mine` that isn't made, then what is left of `others`.
 
     Of `mine`, those that another process is making are waited for at the end. What `make` leaves is
-    done in a thread beside the next work, under the same claim. An error of either is the caller's.
+    done in a thread beside the next work, under the same claim; what is open is closed then, or
+    where that is never done. An error of either is the caller's.
     """
     began = time.monotonic()
     with _Hands(output_of, is_made, make) as hands:
@@ -60,7 +62,8 @@ def share(
             if time.monotonic() - asked > PATIENCE:
                 late = waiting.pop(0)
                 print(f"{output_of(late)}: claimed for long, made here as well", file=sys.stderr)
-                hands.make(late, ExitStack())
+                with ExitStack() as unclaimed:
+                    hands.make(late, unclaimed)
                 asked = time.monotonic()
             time.sleep(POLL)
 
@@ -72,7 +75,7 @@ class _Hands(Generic[Work]):
         self,
         output_of: Callable[[Work], Path],
         is_made: Callable[[Work], bool],
-        make: Callable[[Work], Rest | None],
+        make: Make[Work],
     ) -> None:
         self.output_of, self.is_made, self._make = output_of, is_made, make
         self.beside = ThreadPoolExecutor(1)
@@ -88,12 +91,12 @@ class _Hands(Generic[Work]):
                 self.make(work, claimed)
             return ours
 
-    def make(self, work: Work, claimed: ExitStack) -> None:
-        """Make it, and end it beside what comes next; `claimed` is closed then."""
-        rest = self._make(work)
+    def make(self, work: Work, held: ExitStack) -> None:
+        """Make it, and end it beside what comes next; `held` is closed then."""
+        rest = self._make(work, held)
         self._wait()
         if rest:
-            self.ending = self.beside.submit(_end, rest, claimed.pop_all())
+            self.ending = self.beside.submit(_end, rest, held.pop_all())
 
     def _wait(self) -> None:
         if self.ending:
@@ -109,6 +112,6 @@ class _Hands(Generic[Work]):
             self._wait()
 
 
-def _end(rest: Rest, claimed: ExitStack) -> None:
-    with claimed:
+def _end(rest: Rest, held: ExitStack) -> None:
+    with held:
         rest()

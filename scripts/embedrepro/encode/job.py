@@ -4,10 +4,11 @@ import gc
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -109,9 +110,9 @@ def _encode_with(engine: Engine, pieces: list[Piece], others: list[Piece]) -> li
     """Encode pieces of the engine's precision."""
     errors = []
 
-    def make(piece: Piece) -> Callable[[], None] | None:
+    def make(piece: Piece, held: ExitStack) -> Callable[[], None] | None:
         try:
-            return compute_piece(engine, piece)[1]
+            return held.enter_context(computed_piece(engine, piece))[1]
         except UserError as error:
             if piece in pieces:  # another job's it will say itself
                 print(f"{label(engine, piece)}: {printable(error, 2000)}", file=sys.stderr)
@@ -165,12 +166,15 @@ def encode_piece(engine: Engine, piece: Piece) -> dict[str, Any]:
     Vectors go straight to a temporary file, which gets its name when it is whole. Progress goes to
     stderr. Raises `UserError` for a file, shard or setting that doesn't fit.
     """
-    meta, seal = compute_piece(engine, piece)
-    seal()
+    with computed_piece(engine, piece) as (meta, seal):
+        seal()
     return meta
 
 
-def compute_piece(engine: Engine, piece: Piece) -> tuple[dict[str, Any], Callable[[], None]]:
+@contextmanager
+def computed_piece(
+    engine: Engine, piece: Piece
+) -> Iterator[tuple[dict[str, Any], Callable[[], None]]]:
     """`encode_piece` but for what seals the file, which needs no device: that is handed out."""
     from .texts import read_texts, row_range
 
@@ -182,10 +186,7 @@ def compute_piece(engine: Engine, piece: Piece) -> tuple[dict[str, Any], Callabl
     parts = engine.encode(source, piece.role, prompt=prompt, dimensions=piece.dimensions)
     began = time.perf_counter()
     totals = {"docs": stop - start, "tokens": 0, "truncated": 0}
-    with ExitStack() as files:
-        writer = files.enter_context(
-            open_piece(engine, piece.output, stop - start, piece.dimensions)
-        )
+    with open_piece(engine, piece.output, stop - start, piece.dimensions) as writer:
         with Progress(stop - start, label(engine, piece)) as progress:
             for part in parts:
                 writer.put(part)
@@ -194,13 +195,7 @@ def compute_piece(engine: Engine, piece: Piece) -> tuple[dict[str, Any], Callabl
                 progress.update(len(part.rows), totals["tokens"])
         meta = totals | {"seconds": round(time.perf_counter() - began, 4)}
         meta |= {"rows": [start, stop]} | describe(engine, piece, prompt)
-        opened = files.pop_all()
-
-    def seal() -> None:
-        with opened:
-            writer.seal(**meta)
-
-    return meta, seal
+        yield meta, partial(writer.seal, **meta)
 
 
 def label(engine: Engine, piece: Piece) -> str:

@@ -1,6 +1,5 @@
 """Text to token ids, as FlagEmbedding and sentence-transformers make them, in bounded chunks."""
 
-import os
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ..errors import UserError, printable
+from ..files import free_cores
 from ..models.facts_table import Role
 from . import tokenizer_pool
 from .ahead import ahead
@@ -32,7 +32,6 @@ class Shared:
     _of: "WeakKeyDictionary[Any, Shared]" = WeakKeyDictionary()
 
     def __init__(self, rust: Tokenizer) -> None:
-        self.rust = rust
         self.ids = TokenIds(rust)
         self.pool: tokenizer_pool.Pool | None = None
         self.close: Callable[[], object] = lambda: None
@@ -45,7 +44,7 @@ class Shared:
         return cls._of[tokenizer]
 
     def start(self, count: int) -> None:
-        self.pool = tokenizer_pool.Pool(self.rust, count)
+        self.pool = tokenizer_pool.Pool(self.ids.tokenizer, count)
         self.close = weakref.finalize(self, self.pool.close)
 
     def stop(self) -> None:
@@ -181,11 +180,6 @@ class Tokeniser:
                 f"{name}: text {row} doesn't end with the end token {self.facts.end_token!r}; "
                 "the staged tokenizer is not the one that was checked: stage the model again"
             )
-
-
-def free_cores() -> int:
-    """Cores that this process may use; 1 where the system doesn't say."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 def _bounded(texts: Iterable[str]) -> Iterator[list[str]]:

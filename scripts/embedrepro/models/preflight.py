@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, printable
-from ..files import read_json, write_record
+from ..files import free_cores, read_json, write_record
 from ..startup import import_transformers
 from .comparison import compare, compare_m3, compare_many
 from .examination import FULL_BYTES, Finding, Prompts, examine, finding, weight_bytes
@@ -48,7 +48,7 @@ class FreshProcess:
 
     def __init__(self, staged: Path, record: dict[str, Any], put: Prompts) -> None:
         large = weight_bytes(record) > FULL_BYTES
-        self.threads = min(os.cpu_count() or 1, 8) if large else 1
+        self.threads = min(free_cores(), 8) if large else 1
         self.scratch = tempfile.TemporaryDirectory(prefix="preflight-")
         # Loaded under the name that it will have: while staging, its own still has a dot.
         self.view = Path(self.scratch.name) / re.sub(r"^\.tmp-[0-9a-f]+-", "", staged.name)

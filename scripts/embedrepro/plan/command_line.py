@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..datasets.local import local_kind
 from ..errors import UserError, printable
+from ..startup import without_pandas
 from .artifacts import Artifact
-from .jobs import Job
+from .jobs import TABLELESS, Job
 from .plan import Plan, read_plan
 
 if TYPE_CHECKING:
@@ -42,6 +44,9 @@ class Task:
         if not job.gpu and getattr(options, "device", None) == "auto":
             options.device = "cpu"  # it asked for no GPU, so those that it sees are others'
         self.failed = False
+        missing = self.missing()
+        if missing and job.rule not in TABLELESS and not any(map(is_remote, missing)):
+            without_pandas()
 
     def missing(self, *steps: str, ready: bool = False) -> list[Artifact]:
         """Artifacts of these steps (all by default) that aren't there, in the plan's order.
@@ -91,6 +96,14 @@ class Task:
         """End the process with status 2 where something could not be made."""
         if self.failed:
             sys.exit(2)
+
+
+def is_remote(artifact: Artifact) -> bool:
+    """Whether some of it is a dataset from elsewhere than a local folder, which is read by
+    libraries that have uses for pandas."""
+    theirs = artifact.spec.get("theirs")
+    sources = [artifact.spec.get("source"), theirs["source"] if isinstance(theirs, dict) else None]
+    return any(source is not None and not local_kind(source) for source in sources)
 
 
 def begin_proof(artifact: Artifact) -> "FreshProcess | None":

@@ -89,6 +89,7 @@ SCRIPTS = {
 IMPORTING = ("preflight", "encode", "search", "refine", "rerank")  # rules that import torch
 FORKED = (*IMPORTING, "merge", "fuse", "score", "report", "report_with_reference")
 LOADING = ("stage", "preflight", "encode", "refine", "rerank")  # rules that load a model
+TABLELESS = ("download", "environment", "stage", "preflight")  # rules that do without pyarrow
 # rule: (gpu, threads, mem_mb, minutes); what is forked from one process has one number of threads
 RESOURCES = {
     "download": (0, 1, 4000, 240),

@@ -90,6 +90,27 @@ def dots(
     return scores
 
 
+class ArrayScorer:
+    """`refine.Scorer` in NumPy."""
+
+    def __init__(self, queries: np.ndarray):
+        self.queries, self.unit = queries, of_norm_1(queries)
+
+    def largest_product(self, documents: np.ndarray) -> float:
+        return float(np.abs(self.unit @ documents.T).max(initial=0))
+
+    def pairs(self, documents: np.ndarray, query: np.ndarray, row: np.ndarray) -> np.ndarray:
+        return dots(self.queries, documents, query, row)
+
+
+def of_norm_1(vectors: np.ndarray) -> np.ndarray:
+    """Float32 `vectors` (n, dim) without those of norm 0, the others brought to norm 1."""
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    used = norms > 0
+    unit: np.ndarray = (vectors[used] / norms[used, None]).astype(np.float32)
+    return unit
+
+
 def add_up(products: np.ndarray) -> np.ndarray:
     """Sums (n) of `products` (dim, n), by halves as `scores.dot` does; overwrites `products`."""
     while (n := len(products)) > 1:

@@ -18,16 +18,15 @@ scores which are at most e off.
 """
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from ..errors import UserError
-from .exact import dots
+from .exact import ArrayScorer
 from .hits import Merge, first_of_each, group_size, regrouped
 from .job import Corpus, Queries, Row, open_row
 from .runs import Ids, write_listings
@@ -40,10 +39,24 @@ PRODUCTS = 2**24  # of queries and documents held at a time
 EncodeRows = Callable[[np.ndarray], np.ndarray]  # rows, int64 (n), to float32 vectors (n, dim)
 
 
+class Scorer(Protocol):
+    """Queries and how they score documents that are encoded again, float32 (n, dim)."""
+
+    def largest_product(self, documents: np.ndarray) -> float:
+        """The largest size of a product of any of them and a query of norm 1, in float32."""
+
+    def pairs(self, documents: np.ndarray, query: np.ndarray, row: np.ndarray) -> np.ndarray:
+        """Exact scores (pairs) of queries with rows of them."""
+
+
 class Fast(Protocol):
     """A corpus in a fast precision and the queries that are searched in it."""
 
     queries: np.ndarray  # float32 (q, dim)
+
+    @property
+    def scorer(self) -> Scorer:
+        """That of `queries`."""
 
     def __len__(self) -> int:
         """How many documents."""
@@ -105,31 +118,24 @@ def largest_error(fast: Fast, rows: np.ndarray, vectors: np.ndarray) -> float:
 
     Rounded up to eight bits: what products round differently on another machine is not to be seen.
     """
-    norms = np.linalg.norm(fast.queries.astype(np.float64), axis=1)
-    used = norms > 0
-    unit = (fast.queries[used] / norms[used, None]).astype(np.float32)
     moved = vectors - fast.vectors(rows).astype(np.float32)
     largest = 0.0
-    step = max(1, PRODUCTS // max(1, len(unit)))
-    product = _on_gpu().largest_product if _on_gpu() else _largest_product
+    step = max(1, PRODUCTS // max(1, len(fast.queries)))
     for at in range(0, len(rows), step):
-        largest = max(largest, product(unit, moved[at : at + step]))
+        largest = max(largest, fast.scorer.largest_product(moved[at : at + step]))
     mantissa, exponent = math.frexp(largest * 1.001)  # what the products' own rounding may hide
     return math.ldexp(math.ceil(mantissa * 256) / 256, exponent)
 
 
-def _largest_product(unit: np.ndarray, moved: np.ndarray) -> float:
-    return float(np.abs(unit @ moved.T).max(initial=0))
+def make_scorer(queries: np.ndarray, device: str) -> Scorer:
+    """`device`: cpu or cuda, or auto, which is the GPU where there is one: it encodes as well."""
+    from ..encode import pick_device
 
+    if pick_device(device) == "cpu":
+        return ArrayScorer(queries)
+    from .scores import TensorScorer
 
-def _on_gpu() -> Any:
-    """The module that counts on the GPU which this process has in use already, if there is one."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return None
-    from . import scores
-
-    return scores
+    return TensorScorer(queries, "cuda")
 
 
 def refine(
@@ -242,8 +248,8 @@ class _Refinement:
         number[rows] = np.arange(len(rows))
         query, place = np.nonzero(number[self.rows] >= 0)
         of = number[self.rows[query, place]]
-        score = _on_gpu().pairs if _on_gpu() else dots
-        self.scores[query, place] = score(self.fast.queries, vectors, query, of) + np.float32(0)
+        scores = self.fast.scorer.pairs(vectors, query, of)
+        self.scores[query, place] = scores + np.float32(0)
         self.known[query, place] = True
         self.done[rows] = True
 
@@ -261,6 +267,7 @@ class FastCorpus:
     def __init__(self, asked: Queries, pieces: Sequence[Corpus], ids: pa.Array, device: str):
         self.asked, self.pieces, self.ids, self.device = asked, pieces, ids, device
         self.queries = np.asarray(asked.vectors, np.float32)
+        self.scorer = make_scorer(self.queries, device)
         self.starts = np.cumsum([0, *(len(piece.vectors) for piece in pieces)])
 
     def __len__(self) -> int:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ..vectors.shard import Shard
+from .exact import of_norm_1
 
 PAIRS = {"cpu": 2**12, "cuda": 2**16}  # pairs scored exactly at a time
 
@@ -38,23 +39,26 @@ class Product:
         return torch.mm(self.queries, block.float().T, out=out)
 
 
-def largest_product(left: np.ndarray, right: np.ndarray) -> float:
-    """Of rows of `left` (m, dim) with rows of `right` (n, dim), float32, on the GPU: its size."""
-    torch.set_float32_matmul_precision("highest")
-    found = torch.from_numpy(left).cuda() @ torch.from_numpy(right).cuda().T
-    return float(found.abs().max()) if found.numel() else 0.0
+class TensorScorer:
+    """`refine.Scorer` on a device, which the queries are sent to once."""
 
+    def __init__(self, queries: np.ndarray, device: str):
+        self.device = device
+        self.queries = self._sent(np.array(queries))  # a copy: they may be mapped from a file
+        self.unit = self._sent(of_norm_1(queries))
 
-def pairs(
-    queries: np.ndarray, documents: np.ndarray, query: np.ndarray, row: np.ndarray
-) -> np.ndarray:
-    """`exact.dots` on the GPU."""
-    held = torch.from_numpy(documents).cuda()
-    q, rows = torch.from_numpy(query).cuda(), torch.from_numpy(row).cuda()
-    asked = torch.from_numpy(np.array(queries)).cuda()  # a copy: they may be mapped from a file
-    found = score_pairs(asked, q, rows, held.__getitem__)
-    scores: np.ndarray = found.cpu().numpy()
-    return scores
+    def largest_product(self, documents: np.ndarray) -> float:
+        torch.set_float32_matmul_precision("highest")
+        found = self.unit @ self._sent(documents).T
+        return float(found.abs().max()) if found.numel() else 0.0
+
+    def pairs(self, documents: np.ndarray, query: np.ndarray, row: np.ndarray) -> np.ndarray:
+        held, q, rows = map(self._sent, (documents, query, row))
+        scores: np.ndarray = score_pairs(self.queries, q, rows, held.__getitem__).cpu().numpy()
+        return scores
+
+    def _sent(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device)
 
 
 def score_rows(

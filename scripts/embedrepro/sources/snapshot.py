@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import UserError, printable
-from ..files import damaged, digest, read_json, sha256, write_record
+from ..files import damaged, digest, free_cores, read_json, sha256, write_record
 from .adapter import ADAPTER
 
 MANIFEST = "manifest.json"
@@ -231,7 +231,7 @@ def _real_file(path: Path, root: Path, name: str) -> Path:
 
 def hash_files(paths: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
     """name → {"size": bytes, "sha256": hex}, hashed with all cores (hashlib lets go of the GIL)."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(free_cores()) as pool:
         digests = pool.map(sha256, paths.values())
         return {
             name: {"size": path.stat().st_size, "sha256": value}

@@ -2,15 +2,12 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..files import atomic, damaged, digest_of, read_json, sha256, store, write_record
-
-PIECE = 2**26  # bytes of an array file that one digest in its sidecar's `pieces` covers
+from ..files import atomic, damaged, piece_digests, read_json, sha256, store, write_record
 
 
 def sidecar(path: Path | str) -> Path:
@@ -73,17 +70,6 @@ def verify_array(path: Path | str, meta: dict[str, Any]) -> None:
     whole = sha256(path) == meta.get("sha256") if pieces is None else piece_digests(path) == pieces
     if not whole:
         raise damaged(path, "its sha256 is not the one in its sidecar")
-
-
-def piece_digests(path: Path | str) -> list[str]:
-    """Hex sha256 of each 64 MiB of a file, hashed in parallel: one thread is slower than a disk."""
-    path = Path(path)
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        return list(pool.map(partial(_piece_digest, path), range(0, path.stat().st_size, PIECE)))
-
-
-def _piece_digest(path: Path, start: int) -> str:
-    return digest_of(path, start, PIECE)
 
 
 class ArrayWriter:

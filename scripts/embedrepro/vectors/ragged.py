@@ -14,8 +14,17 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from ..errors import UserError
-from ..files import TEMPORARY, damaged, digest, read_json, remove, store, write_record
-from .dense import piece_digests, sidecar
+from ..files import (
+    TEMPORARY,
+    damaged,
+    digest,
+    piece_digests,
+    read_json,
+    remove,
+    store,
+    write_record,
+)
+from .dense import sidecar
 
 HOLD = 2**28  # bytes of rows kept in memory until those before them have come
 
