@@ -34,6 +34,7 @@ def uncollected(stays: bool = True) -> Iterator[None]:
     Importing torch and transformers makes a million objects that stay. Looking through them takes a
     fifth of the start, and most of the end of the process. `stays`: so does what is made meanwhile.
     """
+    looking = gc.isenabled()  # not within another of these
     gc.disable()
     if not stays:
         gc.freeze()
@@ -42,7 +43,8 @@ def uncollected(stays: bool = True) -> Iterator[None]:
     finally:
         if stays:
             gc.freeze()
-        gc.enable()
+        if looking:
+            gc.enable()
 
 
 def without_pandas() -> None:
