@@ -1,7 +1,7 @@
 # How a job starts: in which Python, on which devices, and what it needn't import itself.
 import shlex
 
-from embedrepro.plan.forking import forkserver_path, start_forkserver
+from embedrepro.plan.forking import forkserver_path, modules_for, start_forkserver
 from embedrepro.plan.jobs import SCRIPTS
 
 # Environments bring a python of their own; without them it is the one that runs Snakemake.
@@ -28,10 +28,10 @@ def command(job):
 def start_server():
     """Import what models need beside the first jobs, where jobs that need it run on this machine."""
     asking = {job.name for job in PLAN.jobs if job.imports}
-    waiting = (job for job in workflow.dag.needrun_jobs() if job.rule.name in asking)
-    first = next(waiting, None)
-    if first and workflow.local_exec and not DEPLOYED:
-        start_forkserver(FORKSERVER, first.threads)
+    waiting = [job for job in workflow.dag.needrun_jobs() if job.rule.name in asking]
+    if waiting and workflow.local_exec and not DEPLOYED:
+        made = [artifact for job in waiting for artifact in PLAN.of_job(job.rule.name)]
+        start_forkserver(FORKSERVER, waiting[0].threads, modules_for(made))
 
 
 def start_at_once():

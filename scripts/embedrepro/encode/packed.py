@@ -146,6 +146,8 @@ class PackedEngine:
         if self.narrow:
             layers[-1].forward = partial(narrow_forward, layers[-1])
         if self.compiled:  # a layer that is narrowed would take longer to compile than it saves
+            from .compiling import compile_layers
+
             compile_layers(layers[:-1] if self.narrow else layers)
 
     def _can_varlen(self) -> bool:
@@ -294,11 +296,3 @@ def narrow_forward(layer: torch.nn.Module, hidden: torch.Tensor, **given: Any) -
         return found[0]
 
     return in_blocks(read, pooled)[None]
-
-
-def compile_layers(layers: Iterable[torch.nn.Module]) -> None:
-    """Compile each module's forward; modules of one kind share what was compiled."""
-    # No timing on the device decides which kernel runs: two processes get the same bytes.
-    torch._inductor.config.deterministic = True
-    for layer in layers:
-        layer.forward = torch.compile(layer.forward, dynamic=False, fullgraph=True)

@@ -6,9 +6,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+
+from .artifacts import Artifact
 
 # The longest first. What touches a device may not be here: a fork can't use it again.
 MODULES = (
@@ -27,12 +29,19 @@ MODULES = (
     "embedrepro.evaluation.scoring",
     "embedrepro.report.write",
 )
+COMPILER = "embedrepro.encode.compiling"
 THREADS = ("OMP_NUM", "GOTO_NUM", "OPENBLAS_NUM", "MKL_NUM", "VECLIB_MAXIMUM", "NUMEXPR_NUM")
 
 
 def forkserver_path() -> str:
     """A new name for a forkserver's socket."""
     return f"{tempfile.gettempdir()}/embedrepro-{secrets.token_hex(8)}.socket"
+
+
+def modules_for(artifacts: Iterable[Artifact]) -> tuple[str, ...]:
+    """What is imported for jobs that make these."""
+    compiled = any(artifact.spec.get("compiled") for artifact in artifacts)
+    return (*MODULES, COMPILER) if compiled else MODULES
 
 
 def start_forkserver(
