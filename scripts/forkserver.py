@@ -50,6 +50,7 @@ def ended() -> bool:
 def import_all(names: list[str]) -> bool:
     """False if the workflow ended meanwhile, or something can't be imported: a job will say so."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # as jobs on models have it before they import
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # another look would take GPUs from forks
     try:
         with without_extras():
             for name in names:
@@ -59,6 +60,15 @@ def import_all(names: list[str]) -> bool:
     except Exception:
         return False
     return True
+
+
+def forks_use_devices() -> bool:
+    """Whether nothing that was imported has touched a GPU, which is lost to forks then."""
+    process = os.fork()
+    if process == 0:
+        binding = getattr(sys.modules.get("torch"), "_C", None)
+        os._exit(getattr(binding, "_cuda_isInBadFork", bool)())
+    return os.waitpid(process, 0)[1] == 0
 
 
 class Server:
@@ -213,7 +223,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the jobs
     environment = bound(os.environ)
     try:
-        request = Server(listener, environment).run() if import_all(sys.argv[2:]) else None
+        ready = import_all(sys.argv[2:]) and forks_use_devices()
+        request = Server(listener, environment).run() if ready else None
     finally:
         if os.getpid() == server:
             path.unlink(missing_ok=True)
