@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -99,7 +100,8 @@ class Run:
 
     def kill(self, process: subprocess.Popen) -> None:
         """SIGKILL to the workflow and all that it started: the machine went down."""
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it was faster
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
     def mend(self, rounds: int = 5) -> tuple[int, list[str]]:
@@ -182,8 +184,11 @@ def cut_short(path: Path, rng: random.Random) -> None:
 
 
 def job_processes(workflow: int, script: str = "") -> list[int]:
-    """Ids of the Python processes of a workflow's jobs; of one script only, if given."""
-    scripts = str(REPOSITORY / "scripts").encode()
+    """Ids of the Python processes of a workflow's jobs; of one script only, if given.
+
+    Of a job that is forked that of `forked.py`, with which it ends.
+    """
+    scripts = f"{REPOSITORY / 'scripts'}/".encode()
     parents, jobs = {}, []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         number = int(stat.parent.name)
@@ -192,9 +197,9 @@ def job_processes(workflow: int, script: str = "") -> list[int]:
             words = (stat.parent / "cmdline").read_bytes().split(b"\0")
         except OSError:  # it ended meanwhile
             continue
-        name = words[1] if len(words) > 1 else b""
-        wanted = f"/{script}.py" if script else ".py"
-        if name.startswith(scripts) and name.endswith(wanted.encode()):
+        named = [word.removeprefix(scripts) for word in words[1:] if word.startswith(scripts)]
+        name = named[-1] if named else b"forkserver.py"
+        if name == f"{script}.py".encode() if script else name != b"forkserver.py":
             jobs.append(number)
     return [number for number in jobs if workflow in _ancestors(number, parents)]
 
