@@ -5,8 +5,8 @@
 
 Ours is `snakemake` on a fresh store with the model's snapshot there (a `path` source, so that only
 linking and hashing count as download). A peer does the same sets one after the other, imports
-included: sentence-transformers' InformationRetrievalEvaluator in one process, FlagEmbedding's own
-evaluator. Rounds interleave.
+included: sentence-transformers' InformationRetrievalEvaluator in one process, mteb in one, or
+FlagEmbedding's own evaluator. Rounds interleave.
 """
 
 import argparse
@@ -53,6 +53,49 @@ for model_folder in model_folders:
             "--pooling_method", "mean", "--use_fp16", str(dtype == "float16"), "--devices",
             {device!r}, "--embedder_batch_size", str(batch), "--embedder_query_max_length", "256",
             "--embedder_passage_max_length", "256"], check=True)
+"""
+
+# Found where `python -m pip install mteb` put it, or in a folder that --mteb names.
+MTEB = """
+import json, sys
+sys.path += {mteb!r}
+import datasets, mteb
+from mteb.abstasks.retrieval import AbsTaskRetrieval
+from sentence_transformers import SentenceTransformer
+model_folders, data, batch, dtype = json.loads(sys.argv[1])
+sys.path.insert(0, {tests!r})
+from whole import read_beir
+
+UNSAID = ("reference", "date", "domains", "task_subtypes", "license", "annotations_creators")
+UNSAID += ("dialect", "sample_creation", "bibtex_citation")
+
+def task_of(number, folder):
+    class Local(AbsTaskRetrieval):
+        metadata = mteb.TaskMetadata(
+            name=f"Local{{number}}", description="", dataset={{"path": folder, "revision": "1"}},
+            type="Retrieval", category="t2t", modalities=["text"], eval_splits=["test"],
+            eval_langs=["eng-Latn"], main_score="ndcg_at_10", **dict.fromkeys(UNSAID))
+
+        def load_data(self, *args, **given):
+            corpus, queries, relevant = read_beir(folder)
+            rows = [{{"id": i, "title": "", "text": text}} for i, text in corpus.items()]
+            asked = [{{"id": i, "text": text}} for i, text in queries.items()]
+            self.dataset = {{"default": {{"test": {{
+                "corpus": datasets.Dataset.from_list(rows),
+                "queries": datasets.Dataset.from_list(asked),
+                "relevant_docs": {{q: dict.fromkeys(docs, 1) for q, docs in relevant.items()}},
+                "top_ranked": None}}}}}}
+            self.data_loaded = True
+    return Local()
+
+for model_folder in model_folders:
+    model = SentenceTransformer(model_folder, model_kwargs={{"dtype": dtype}})
+    tasks = [task_of(number, folder) for number, folder in enumerate(data)]
+    given = {{"batch_size": batch}}
+    found = mteb.evaluate(
+        model, tasks, encode_kwargs=given, cache=None, show_progress_bar=False)
+    for folder, result in zip(data, found.task_results, strict=True):
+        print(folder, result.get_score())
 """
 
 
@@ -136,7 +179,7 @@ def ours(models: list[Path], data: list[Path], work: Path, options: argparse.Nam
 
 def peer(code: str, models: list[Path], data: list[Path], options: argparse.Namespace) -> None:
     given = [[str(m) for m in models], [str(d) for d in data], options.batch, options.peer_dtype]
-    text = code.format(tests=str(Path(__file__).parent), device=options.device)
+    text = code.format(tests=str(Path(__file__).parent), device=options.device, mteb=options.mteb)
     run = [sys.executable, "-c", text, json.dumps(given)]
     done = subprocess.run(run, capture_output=True, text=True)
     if done.returncode:
@@ -156,9 +199,14 @@ def main() -> None:
     parser.add_argument("--peer-dtype", default="float32")
     parser.add_argument("--gpus", type=int, default=0)
     parser.add_argument("--peers", nargs="*", default=["sentence-transformers"])
+    parser.add_argument("--mteb", nargs="*", default=[], help="folders that Python finds it in")
     options = parser.parse_args()
     options.device = "cuda:0" if options.gpus else "cpu"
-    codes = {"sentence-transformers": SENTENCE_TRANSFORMERS, "FlagEmbedding": FLAG_EMBEDDING}
+    codes = {
+        "sentence-transformers": SENTENCE_TRANSFORMERS,
+        "FlagEmbedding": FLAG_EMBEDDING,
+        "mteb": MTEB,
+    }
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
