@@ -8,7 +8,7 @@ weights at `<stem>.sparse.npy`, token vectors at `<stem>.tokens.npy`.
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,7 +17,13 @@ from ..files import TEMPORARY, read_json, remove
 from ..vectors import multivector, sparse
 from ..vectors.dense import ArrayWriter, load_array, seal_array, sidecar
 from ..vectors.ragged import Ragged, file_of
+from .batches import Part
 from .engine import Engine, cut_dimensions
+
+if TYPE_CHECKING:
+    from .m3 import M3Engine, M3Part
+    from .multivector import MultiVectorEngine, TokensPart
+    from .sparse import SparseEngine, SparsePart
 
 
 class PieceWriter(Protocol):
@@ -33,20 +39,22 @@ class PieceWriter(Protocol):
 
     def __enter__(self) -> "PieceWriter": ...
 
-    def __exit__(self, *failure: Any) -> None: ...
+    def __exit__(self, *failure: object) -> None: ...
 
 
 class DensePiece:
     """A dense piece of `rows` vectors."""
 
-    def __init__(self, engine: Engine, output: Path, rows: int, dimensions: int | None) -> None:
+    def __init__(
+        self, engine: "Engine | M3Engine", output: Path, rows: int, dimensions: int | None
+    ) -> None:
         width = cut_dimensions(engine.facts, engine.dimension, dimensions)
         output.parent.mkdir(parents=True, exist_ok=True)
         self.output = output
         self.temporary = output.parent / f"{TEMPORARY}{secrets.token_hex(4)}-{output.name[:100]}"
         self.writer = ArrayWriter(self.temporary, (rows, width), engine.precision.stored)
 
-    def put(self, part: Any) -> None:
+    def put(self, part: Part) -> None:
         self.writer.put(part.rows, part.vectors)
 
     def seal(self, **meta: Any) -> None:
@@ -56,7 +64,7 @@ class DensePiece:
     def __enter__(self) -> "DensePiece":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.writer.file.close()
         remove(self.temporary)
 
@@ -64,11 +72,13 @@ class DensePiece:
 class SparsePiece:
     """A piece of `rows` sparse vectors."""
 
-    def __init__(self, engine: Any, output: Path, rows: int, dimensions: int | None) -> None:
+    def __init__(
+        self, engine: "SparseEngine | M3Engine", output: Path, rows: int, _: int | None
+    ) -> None:
         width = getattr(engine, "terms", engine.dimension)
         self.writer = sparse.SparseWriter(output, rows, width, engine.precision.stored)
 
-    def put(self, part: Any) -> None:
+    def put(self, part: "SparsePart") -> None:
         self.writer.put(part.rows, part.lengths, part.columns, part.values)
 
     def seal(self, **meta: Any) -> None:
@@ -77,19 +87,21 @@ class SparsePiece:
     def __enter__(self) -> "SparsePiece":
         return self
 
-    def __exit__(self, *failure: Any) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.writer.__exit__(*failure)
 
 
 class TokensPiece:
     """A piece of `rows` texts' token vectors."""
 
-    def __init__(self, engine: Any, output: Path, rows: int, dimensions: int | None) -> None:
+    def __init__(
+        self, engine: "MultiVectorEngine | M3Engine", output: Path, rows: int, _: int | None
+    ) -> None:
         dimension = getattr(engine, "token_dimension", engine.dimension)
         self.similarity = engine.similarity
         self.writer = multivector.TokenWriter(output, rows, dimension, engine.precision.stored)
 
-    def put(self, part: Any) -> None:
+    def put(self, part: "TokensPart") -> None:
         self.writer.put(part.rows, part.lengths, part.vectors)
 
     def seal(self, **meta: Any) -> None:
@@ -98,20 +110,20 @@ class TokensPiece:
     def __enter__(self) -> "TokensPiece":
         return self
 
-    def __exit__(self, *failure: Any) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.writer.__exit__(*failure)
 
 
 class M3Piece:
     """BGE-M3's three pieces; the dense one gets its name last."""
 
-    def __init__(self, engine: Any, output: Path, rows: int, dimensions: int | None) -> None:
+    def __init__(self, engine: "M3Engine", output: Path, rows: int, dimensions: int | None) -> None:
         lexical, tokens = m3_outputs(output)
         self.sparse = SparsePiece(engine, lexical, rows, None)
         self.tokens = TokensPiece(engine, tokens, rows, None)
         self.dense = DensePiece(engine, output, rows, dimensions)
 
-    def put(self, part: Any) -> None:
+    def put(self, part: "M3Part") -> None:
         self.sparse.put(part.sparse)
         self.tokens.put(part.multivector)
         self.dense.put(part.dense)
@@ -125,7 +137,7 @@ class M3Piece:
     def __enter__(self) -> "M3Piece":
         return self
 
-    def __exit__(self, *failure: Any) -> None:
+    def __exit__(self, *failure: object) -> None:
         for piece in (self.sparse, self.tokens, self.dense):
             piece.__exit__(*failure)
 
@@ -135,14 +147,16 @@ OPENERS: dict[str, Callable[..., Ragged]] = {
     sparse.KIND: sparse.SparseVectors,
     multivector.KIND: multivector.TokenVectors,
 }
-WRITERS: dict[str, Callable[[Any, Path, int, int | None], PieceWriter]] = {
+WRITERS: dict[str, Callable[..., PieceWriter]] = {
     "sparse": SparsePiece,
     "multivector": TokensPiece,
     "m3": M3Piece,
 }
 
 
-def open_piece(engine: Any, output: Path, rows: int, dimensions: int | None = None) -> PieceWriter:
+def open_piece(
+    engine: Engine, output: Path, rows: int, dimensions: int | None = None
+) -> PieceWriter:
     """The writer for what `engine` gives: by its name, dense unless it says otherwise."""
     return WRITERS.get(engine.name, DensePiece)(engine, output, rows, dimensions)
 

@@ -3,7 +3,7 @@
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class Pipeline(Generic[PartType]):
         packer = (VarlenPacker if self.varlen else PaddedPacker)(self.budget, longest)
         batches = pack(ahead(chunks, 2), packer)
         laid = ahead(((batch, self.lay(batch)) for batch in batches), 4)
-        running: deque[tuple[Batch, list[torch.Tensor], Any]] = deque()
+        running: deque[tuple[Batch, list[torch.Tensor], torch.cuda.Event | None]] = deque()
         for batch, arrays in laid:
             for launched in self.launch(batch, arrays, packer, compute):
                 running.append(launched)
@@ -82,7 +82,7 @@ class Pipeline(Generic[PartType]):
 
     def launch(
         self, batch: Batch, arrays: list[torch.Tensor], packer: Packer, compute: Compute
-    ) -> Iterator[tuple[Batch, list[torch.Tensor], Any]]:
+    ) -> Iterator[tuple[Batch, list[torch.Tensor], torch.cuda.Event | None]]:
         """Start the batch, in parts where it is larger than the budget or memory runs out."""
         if batch.shape == packer.shape(batch.width):
             try:
@@ -104,7 +104,9 @@ class Pipeline(Generic[PartType]):
         self.budget = packer.budget
         print(f"out of memory: going on with {packer.budget} tokens a batch", file=sys.stderr)
 
-    def _fetch(self, found: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], Any]:
+    def _fetch(
+        self, found: Sequence[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], torch.cuda.Event | None]:
         """Start the copies to the host; the event says when they are done."""
         if self.device.type == "cpu":
             return list(found), None
@@ -118,7 +120,10 @@ class Pipeline(Generic[PartType]):
 
     @staticmethod
     def _finish(
-        batch: Batch, found: list[torch.Tensor], done: Any, finish: Finish[PartType]
+        batch: Batch,
+        found: list[torch.Tensor],
+        done: torch.cuda.Event | None,
+        finish: Finish[PartType],
     ) -> PartType:
         if done is not None:
             done.synchronize()

@@ -23,6 +23,8 @@ from .st_files import json_object
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..encode import Engine
+
 APART = 1e-4  # of vectors of length 1: more than float32 and another order of summing explain
 SHIPPED = "shipped"
 WORDS = 1500  # of the longest text of the sample
@@ -275,7 +277,7 @@ def load_ours(folder: Path) -> Any:
     return load_engine(folder, {"dtype": "float32"}, "cpu")
 
 
-def own(engine: Any, texts: Sequence[str], role: Role) -> "np.ndarray":
+def own(engine: "Engine", texts: Sequence[str], role: Role) -> "np.ndarray":
     """(n, dimension) of the engine that the workflow uses."""
     import numpy as np
 

@@ -5,7 +5,6 @@ A further kind of vectors is one format, one scan, and one entry each of `OPENER
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..errors import UserError
 from ..files import read_json
@@ -17,16 +16,24 @@ from .hits import Batch, Merge, group_size, regrouped, write_hits
 from .pieces import Pieces, check_depth, check_same_model, ids_between, rows_of
 from .runs import Ids, read_ids, write_listings
 
-Scan = Callable[[Any, Any, int, Ids, str], Iterator[Batch]]
+Scan = Callable[..., Iterator[Batch]]  # queries, corpus, k, ids, device
 
 
-def _scan_sparse(queries: Any, corpus: Any, k: int, ids: Ids, device: str) -> Iterator[Batch]:
+def _scan_sparse(
+    queries: sparse.SparseVectors, corpus: sparse.SparseVectors, k: int, ids: Ids, device: str
+) -> Iterator[Batch]:
     from .sparse import scan
 
     return scan(queries, corpus, k, ids)
 
 
-def _scan_tokens(queries: Any, corpus: Any, k: int, ids: Ids, device: str) -> Iterator[Batch]:
+def _scan_tokens(
+    queries: multivector.TokenVectors,
+    corpus: multivector.TokenVectors,
+    k: int,
+    ids: Ids,
+    device: str,
+) -> Iterator[Batch]:
     from ..encode import pick_device
     from .maxsim import scan  # imports torch
 
