@@ -132,6 +132,12 @@ def test_a_piece_is_whole_only_with_all_its_files(engine, tmp_path):
         (tmp_path / "away").rename(tmp_path / name)
 
 
+def test_a_piece_that_can_not_be_opened_leaves_nothing(engine, tmp_path):
+    with pytest.raises(UserError, match="dimensions 999"):
+        open_piece(engine, tmp_path / "p.npy", 3, 999)
+    assert not list(tmp_path.iterdir())
+
+
 def test_ranks_by_the_weighted_sum_of_what_runs_name(encoded, tmp_path):
     queries, passages, q, corpus = encoded
     docs, names = [f"d{i}" for i in range(12)], [f"q{i}" for i in range(6)]

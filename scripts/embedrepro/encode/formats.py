@@ -7,6 +7,7 @@ weights at `<stem>.sparse.npy`, token vectors at `<stem>.tokens.npy`.
 
 import secrets
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -119,9 +120,11 @@ class M3Piece:
 
     def __init__(self, engine: "M3Engine", output: Path, rows: int, dimensions: int | None) -> None:
         lexical, tokens = m3_outputs(output)
-        self.sparse = SparsePiece(engine, lexical, rows, None)
-        self.tokens = TokensPiece(engine, tokens, rows, None)
-        self.dense = DensePiece(engine, output, rows, dimensions)
+        with ExitStack() as opened:
+            self.sparse = opened.enter_context(SparsePiece(engine, lexical, rows, None))
+            self.tokens = opened.enter_context(TokensPiece(engine, tokens, rows, None))
+            self.dense = opened.enter_context(DensePiece(engine, output, rows, dimensions))
+            self.opened = opened.pop_all()
 
     def put(self, part: "M3Part") -> None:
         self.sparse.put(part.sparse)
@@ -138,8 +141,7 @@ class M3Piece:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        for piece in (self.sparse, self.tokens, self.dense):
-            piece.__exit__(*failure)
+        self.opened.close()
 
 
 BESIDE = "beside"  # in a sidecar: further pieces that belong to this one
