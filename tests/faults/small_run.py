@@ -27,10 +27,10 @@ STEPS["search"] = ["store/hits", *STEPS["merge"]]
 STEPS["encode"] = ["store/vectors", *STEPS["search"]]
 STEPS["stage"] = ["store/models/staged", "store/models/preflight", *STEPS["encode"]]
 STEPS["all"] = ["store", "results"]
-PIECES = 17  # more than one process searches by itself: hits of each piece, merged later
+PIECES = 161  # more than one process searches by itself: hits of each piece, merged later
 
 
-def write_corpus(folder: Path, documents: int = 40, queries: int = 20) -> Path:
+def write_corpus(folder: Path, documents: int = 170, queries: int = 20) -> Path:
     """The first passages of the demonstration corpus, with queries that they answer."""
     source = REPOSITORY / "data" / "demo"
     (folder / "qrels").mkdir(parents=True)
@@ -127,12 +127,13 @@ class Run:
     def delete_named(self, output: str) -> list[Path]:
         found = []
         for subject, what in REMEDY.findall(output):
-            path = self.workdir / (subject if what == "it" else what)
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-            found.append(path)
+            for name in [subject] if what == "it" else what.split():  # as a shell's rm takes it
+                path = self.workdir / name
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+                found.append(path)
         return found
 
     def cut(self, step: str) -> None:

@@ -1,12 +1,14 @@
 """A staged folder, checked against what its stage.json says."""
 
 import os
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from ..files import atomic, damaged, sha256
-from ..sources.snapshot import check_digests
+from ..sources.snapshot import MANIFEST, hash_files
 from .st_files import json_object
 
 CONFIGS = ("config.json", "modules.json")  # what names the classes that are loaded
@@ -23,7 +25,21 @@ def verify_staged(staged: Path) -> None:
     for name in files:
         if not (staged / name).is_file():
             raise damaged(staged / name, "is missing", staged)
-    check_digests(staged, files, "stage.json")
+    for name, found in hash_files({name: staged / name for name in files}).items():
+        if found["sha256"] != (wanted := files[name].get("sha256")):
+            where = " ".join(map(str, [staged, *damaged_sources(staged, name, wanted)]))
+            raise damaged(staged / name, "its sha256 is not the one in stage.json", where)
+
+
+def damaged_sources(staged: Path, name: str, wanted: str | None) -> list[Path]:
+    """Folders that were downloaded and have the same damage: weights are links to theirs."""
+    found = []
+    for manifest in sorted((staged.parents[1] / "hub").glob(f"*/{MANIFEST}")):
+        with suppress(UserError):  # another model's, damaged itself
+            listed = json_object(manifest)["files"].get(name, {})
+            if listed.get("sha256") == wanted and sha256(manifest.parent / name) != wanted:
+                found.append(manifest.parent)
+    return found
 
 
 def verify_code(staged: Path) -> dict[str, Any]:
