@@ -92,7 +92,7 @@ def assert_devices_are_owned(jobs):
 def assert_same_bytes(workdir, local):
     results = local / "results" / "demo"
     wanted = [results / "metrics.tsv", *sorted((results / "runs").rglob("*.trec"))]
-    assert len(wanted) == 5
+    assert len(wanted) == 11
     for path in wanted:
         assert (workdir / path.relative_to(local)).read_bytes() == path.read_bytes(), path.name
 
@@ -155,15 +155,17 @@ def test_a_node_that_dies_costs_its_jobs_only(slurm, local, config, tmp_path, ca
     assert_same_bytes(tmp_path, local)
 
 
-def test_a_failed_jobs_error_and_its_log_are_named(slurm, local, config, tmp_path):
+def test_a_failed_jobs_error_is_told_and_in_its_log(slurm, local, config, tmp_path):
     prepared_copy(local, tmp_path)
     (corpus,) = (tmp_path / "store" / "datasets").glob("*/corpus.parquet")
     corpus.write_bytes(corpus.read_bytes()[:1000])
     done = through_slurm(tmp_path, config, "--retries", "0")
     assert done.returncode == 1
     screen = done.stdout + done.stderr
-    (log, *_) = re.findall(r"logs/encode/\S+?\.log", screen)
-    (line, *_) = [x for x in (tmp_path / log).read_text().splitlines() if x.startswith("error:")]
+    logs = [path.read_text() for path in (tmp_path / "logs" / "encode").glob("*.log")]
+    lines = {x for log in logs for x in log.splitlines() if x.startswith("error:")}
+    assert len(logs) == 4 and len(lines) == 1
+    (line,) = lines
     assert line in screen
     assert "corpus.parquet" in line
-    assert "Traceback" not in (tmp_path / log).read_text()
+    assert not any("Traceback" in log for log in logs)

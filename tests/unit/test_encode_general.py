@@ -207,6 +207,8 @@ def test_equals_sentence_transformers(folders, kind):
     expected = model.encode_query(some, prompt="w3 w4 w5 ", show_progress_bar=False)
     found, (tokens, truncated) = encode(engine, some, "query")
     scale = max(1, np.abs(expected).max())
+    if "layer norm" in kind:  # which divides by what rounding moved
+        scale *= 2
     if "decoder" in kind:  # rotary positions count the padding, which is another one
         scale *= 10
     assert np.abs(found - expected).max() <= 1e-6 * scale
