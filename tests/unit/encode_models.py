@@ -189,12 +189,12 @@ def write_corpus(path: Path, texts: list[str], titles: list[str] | None = None) 
     return path
 
 
-def attend_each(query, key, value, offsets, _, longest, __, *, scale, window_size, enable_gqa):
+def attend_each(query, key, value, offsets, _, longest, __, *, scale, window_size, enable_gqa=None):
     """What the CUDA kernel computes, by plain arithmetic for each sequence."""
     found = torch.empty_like(query)
     ends = offsets.tolist()
     repeat = query.shape[1] // key.shape[1]
-    assert enable_gqa == (repeat > 1)
+    assert enable_gqa in (None, repeat > 1)  # torch < 2.12 isn't told
     for start, stop in zip(ends, ends[1:], strict=False):
         assert stop - start <= longest
         q, k, v = (t[start:stop].transpose(0, 1).float() for t in (query, key, value))
