@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import traps
 from embedrepro.errors import UserError
 from embedrepro.files import sha256, write_json
 from embedrepro.models.by_id import register
-from embedrepro.models.staged import verify_code
+from embedrepro.models.staged import verify_code, verify_staged
 from embedrepro.models.staging import stage
 from helpers import one_model, planned, step
 from minilm import minilm_folder
@@ -276,6 +277,31 @@ def test_weights_are_copied_where_they_can_t_be_linked(tmp_path, monkeypatch):
     snapshot = small(tmp_path / "a", **{"model.safetensors": safetensors(50)})
     stage(traps.spec(facts=FACTS), snapshot, tmp_path / "b")
     assert (tmp_path / "b/model.safetensors").read_bytes() == safetensors(50)
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_damage_is_told_of_all_folders_that_have_it(tmp_path, monkeypatch, linked):
+    """Staging again would link the damaged file again."""
+    if not linked:
+        monkeypatch.setattr(os, "link", mock.Mock(side_effect=OSError(18, "cross-device link")))
+    hub, staged = tmp_path / "hub", tmp_path / "staged" / "m-1"
+    for name, size in (("m-0", 50), ("other-0", 60)):
+        small(hub / name, **{"model.safetensors": safetensors(size)})
+        files = [path for path in (hub / name).iterdir() if path.is_file()]
+        listed = {p.name: {"size": p.stat().st_size, "sha256": sha256(p)} for p in files}
+        write_json(hub / name / "manifest.json", {"files": listed})
+    stage(traps.spec(facts=FACTS), hub / "m-0", staged)
+    verify_staged(staged)
+    damaged = bytearray(safetensors(50))
+    damaged[-1] ^= 1
+    (staged / "model.safetensors").write_bytes(damaged)
+    with pytest.raises(UserError) as told:
+        verify_staged(staged)
+    folders = [staged, hub / "m-0"] if linked else [staged]
+    assert str(told.value).endswith(f"; delete {' '.join(map(str, folders))} and run again")
+    (hub / "m-0" / "model.safetensors").write_bytes(damaged)
+    with pytest.raises(UserError, match=f"delete {staged} {hub / 'm-0'} and run again"):
+        verify_staged(staged)
 
 
 def test_names_and_links(tmp_path):

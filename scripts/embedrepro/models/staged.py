@@ -36,8 +36,10 @@ def damaged_sources(staged: Path, name: str, wanted: str | None) -> list[Path]:
     found = []
     for manifest in sorted((staged.parents[1] / "hub").glob(f"*/{MANIFEST}")):
         with suppress(UserError):  # another model's, damaged itself
-            listed = json_object(manifest)["files"].get(name, {})
-            if listed.get("sha256") == wanted and sha256(manifest.parent / name) != wanted:
+            listed = json_object(manifest).get("files", {}).get(name, {})
+            place = manifest.parent / name
+            whole = place.is_file() and sha256(place) == wanted
+            if listed.get("sha256") == wanted and not whole:
                 found.append(manifest.parent)
     return found
 
