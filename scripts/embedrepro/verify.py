@@ -5,8 +5,8 @@ from pathlib import Path
 
 from .errors import UserError
 from .files import read_json, whole
+from .models.laying import listed_files
 from .models.staged import verify_staged
-from .models.staging import listed_files
 from .sources.environments import RECORD as ENVIRONMENT
 from .sources.snapshot import check_digests
 from .vectors.dense import load_array

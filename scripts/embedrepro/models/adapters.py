@@ -21,6 +21,15 @@ from ..sources.adapter import ADAPTER, WEIGHTS, read_adapter, refuse_baseless
 from ..sources.snapshot import MANIFEST, check_whole
 from .architectures import ENCODERS, dtype_name, native_class
 from .examination import HEADS, HEADS_OF
+from .laying import (
+    check_pickle,
+    configuration,
+    copy,
+    describe,
+    link,
+    listed_files,
+    weight_files,
+)
 from .st_files import json_object
 from .tensors import main_dtype
 from .tokenizer_files import TOKENIZER_FILES, VOCABULARIES
@@ -104,8 +113,6 @@ class Adapter:
         import torch
         from peft import PeftModel
 
-        from .staging import describe
-
         if own_code:
             raise UserError(f"{self.id}: an adapter in modules of its own code; {MERGE}")
         place = self.folder / self.path
@@ -183,8 +190,6 @@ class Adapter:
         """
         from safetensors.torch import save_file
 
-        from .staging import copy, link
-
         for file in sorted(p for p in shown.rglob("*") if p.is_file()):
             name = file.relative_to(shown).as_posix()
             merged = file.parent == shown / path and (
@@ -256,7 +261,6 @@ def lay_out(
 ) -> Adapter:
     """Everything but the weights in `folder`, with all that can be refused before they are read."""
     from ..sources.snapshot import check_digests
-    from .staging import check_pickle, configuration, copy, link, listed_files, weight_files
 
     name, base = printable(spec["id"]), Path(spec["base"]["folder"])
     own = snapshot / path

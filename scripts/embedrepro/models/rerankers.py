@@ -14,25 +14,15 @@ from ..sources.hub import check_replaceable
 from ..sources.snapshot import check_whole
 from .adapters import Adapter
 from .architectures import dtype_name, flagembedding_rerankers
+from .classes import choose_class, decision
 from .examination import HEADS, NEAR, TEXTS, Finding, finding, poisoned
 from .facts import Resolver, token_text
+from .laying import check_pickle, configuration, copy, describe, link, staged_names, weight_files
 from .native_config import native_config
 from .remote_code import localize
 from .st_files import Layout, json_object
-from .staging import (
-    TOKENIZER_FILES,
-    check_pickle,
-    choose_class,
-    configuration,
-    copy,
-    decision,
-    describe,
-    link,
-    staged_names,
-    weight_files,
-)
 from .tensors import main_dtype, tensors
-from .tokenizer_files import refuse_bad_tokenizer, write_tokenizer
+from .tokenizer_files import TOKENIZER_FILES, refuse_bad_tokenizer, write_tokenizer
 
 # What each recipe's model ends in, in transformers' auto classes.
 HEADED, LOGITS = "AutoModelForSequenceClassification", "AutoModelForCausalLM"

@@ -8,28 +8,34 @@ Staging reads configs and headers only. That the folder computes what stage.json
 `preflight`, which loads it.
 """
 
-import os
-import re
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, printable
-from ..files import atomic, damaged, sha256, write_json, write_record
+from ..files import atomic, write_json, write_record
 from ..sources.code import CODE
 from ..sources.hub import check_replaceable
 from ..sources.snapshot import check_digests, check_no_pointers, check_whole
 from .adapters import Adapter, opened
-from .architectures import ENCODERS, native_class, native_head, packs
+from .classes import choose_class, choose_engine, note_engine, refuse_untrusted
 from .facts import Resolved, hidden_size, resolve
 from .facts_table import KINDS, VECTORS
-from .native_config import native_config, native_type, untranslatable
-from .remote_code import code_files, localize, native_wanted
+from .laying import (
+    check_pickle,
+    configuration,
+    copy,
+    describe,
+    link,
+    listed_files,
+    staged_names,
+    weight_files,
+)
+from .native_config import native_config
+from .remote_code import code_files, localize
 from .st_files import Layout, json_object, module_files
 from .tokenizer_files import TOKENIZER_FILES, refuse_bad_tokenizer, write_tokenizer
 
-HASH = re.compile(r"[0-9a-f]{40}")
 SHIPPED = "shipped"  # below a staged folder: the model as it came, for the comparison
 HEADS = ("sparse_linear.pt", "colbert_linear.pt")  # of BGE-M3: lexical weights, token vectors
 
@@ -310,11 +316,6 @@ class _GeneralFolder(_Folder):
         return code_files(self.spec, self.snapshot, self.snapshot, custom) | found
 
 
-def staged_names(folder: Path) -> set[str]:
-    """All files of a staged folder: what may be replaced when it is staged again."""
-    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-
-
 def cut(record: Mapping[str, Any], name: str) -> int:
     """Length of the final vector."""
     dimensions, full = record["dimensions"], record["full_dimension"]
@@ -336,220 +337,6 @@ def check_kind(spec: Mapping[str, Any], layout: Layout) -> None:
             f"{printable(spec['id'])}: its modules make a {layout.kind} model, not a {wanted} one; "
             f"{other}"
         )
-
-
-def listed_files(snapshot: Path) -> dict[str, dict[str, Any]]:
-    """The manifest's files {name: {size, sha256}}, their sizes checked against the folder."""
-    manifest = snapshot / "manifest.json"
-    if not manifest.exists():
-        return describe(snapshot, skip=())
-    files = json_object(manifest).get("files")
-    if not isinstance(files, dict):
-        raise UserError(f"{manifest}: names no files; delete the folder and download again")
-    for name, facts in files.items():
-        path = snapshot / name
-        size = path.stat().st_size if path.is_file() else None
-        if size != facts.get("size"):
-            found = "is missing" if size is None else f"has {size} bytes"
-            raise damaged(path, f"{found}, the manifest says {facts.get('size')}", snapshot)
-    return files
-
-
-def describe(folder: Path, skip: Iterable[str]) -> dict[str, dict[str, Any]]:
-    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")))
-    paths = {name: folder / name for name in names if name not in set(skip)}
-    return {
-        name: {"size": path.stat().st_size, "sha256": sha256(path)}
-        for name, path in paths.items()
-        if path.is_file()
-    }
-
-
-def configuration(folder: Path) -> dict[str, Any]:
-    """config.json, refused where no model can be made of it."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"{folder}: no config.json; not a transformers model folder")
-    check_no_pointers({"config.json": path}, str(folder))
-    config = json_object(path)
-    if not isinstance(config.get("model_type"), str):
-        raise UserError(f"{path}: no model_type; not a transformers model")
-    if not isinstance(config.get("auto_map") or {}, dict):
-        raise UserError(f"{path}: auto_map is not a table")
-    if config.get("is_encoder_decoder") and config["model_type"] not in ENCODERS:
-        raise UserError(f"{path}: an encoder-decoder ({config['model_type']}) is not supported")
-    return config
-
-
-def weight_files(folder: Path, allow_pickle: bool) -> list[str]:
-    """Names of the weight files, safetensors first; shards are checked against their index."""
-    for single in ("model.safetensors", "pytorch_model.bin"):
-        index = f"{single}.index.json"
-        if (folder / index).is_file():
-            names = [*shards(folder, index), index]
-        elif (folder / single).is_file():
-            names = [single]
-        else:
-            continue
-        check_pickle(folder / single, allow_pickle)
-        return names
-    raise UserError(f"{folder}: no weights (model.safetensors or its index)")
-
-
-def check_pickle(path: Path, allowed: bool) -> None:
-    if path.suffix == ".bin" and not allowed:
-        raise UserError(
-            f"{path.parent}: its weights are a pickle ({path.name}), which can run code when "
-            "loaded; set allow_pickle: true under the model if you trust its author"
-        )
-
-
-def shards(folder: Path, index: str) -> list[str]:
-    """The files that an index names, those that are there; `check_whole` misses the others."""
-    table = json_object(folder / index).get("weight_map")
-    names = sorted({str(name) for name in table.values()}) if isinstance(table, dict) else []
-    for name in names:
-        if Path(name).name != name:
-            raise UserError(f"{folder / index}: {printable(name)} leads out of the folder")
-    return [name for name in names if (folder / name).is_file()]
-
-
-def choose_class(
-    spec: Mapping[str, Any],
-    snapshot: Path,
-    folder: Path,
-    config: Mapping[str, Any],
-    task: str,
-    native: bool | None,
-    decisions: list[dict[str, Any]],
-) -> tuple[dict[str, Path], str]:
-    """The code files to keep (none for a native class) and the model class's name.
-
-    The model lies in `folder` of the `snapshot`; `task` names transformers' auto class for it. Its
-    own code is asked for by `native: false`, by the registry's `custom_code: required`, and, where
-    neither says anything, by `trust_remote_code: true`, as transformers has it. Code of which
-    nobody says anything is refused: by the user, by the registry or as a family of `native_config`.
-    """
-    encoder = task == "AutoModel"
-    kind = native_type(config) if encoder else str(config["model_type"])
-    built = ENCODERS.get(kind) or native_class(kind) if encoder else native_head(kind, task)
-    custom = config.get("auto_map") or {}
-    target = custom.get(task)
-    name = printable(spec["id"])
-    wanted = native_wanted(spec, native, target, name)
-    if wanted is None and (told := (spec.get("registry") or {}).get("custom_code")):
-        wanted = told == "native"
-    if wanted is None and target and spec.get("trust_remote_code"):
-        wanted = False
-    differs = untranslatable(config)
-    if differs and (native or not target):
-        raise UserError(
-            f"{name}: config.json says {differs}, which transformers' class for "
-            f"{printable(kind)} hasn't got"
-            + ("; set native: false to run its own code" * bool(target))
-        )
-    if built and not differs and wanted is not False:
-        read = native_config(config) != config or "attention" in (spec.get("facts") or {})
-        if wanted is None and target and not read:
-            raise UserError(
-                f"{name}: config.json names code of its own for the model ({printable(target)}) "
-                f"beside transformers' {built}, and that may compute something else; set native: "
-                "true to leave it out, or read it and set native: false and trust_remote_code: true"
-            )
-        reason = f"transformers has {built}" + ("; custom code dropped" if custom else "")
-        decisions.append(decision("class", built, "transformers", reason))
-        return {}, built
-    if not isinstance(target, str):
-        raise UserError(
-            f"{folder}: transformers has no {task} for {printable(kind)} and config.json's "
-            "auto_map names none"
-        )
-    refuse_untrusted(spec)
-    code = code_files(spec, snapshot, folder, custom)
-    name = target.rpartition(".")[2]
-    reason = "custom code, kept and trusted by the config"
-    decisions.append(decision("class", name, "auto_map", reason))
-    return code, name
-
-
-def refuse_untrusted(spec: Mapping[str, Any]) -> None:
-    name = printable(spec["id"])
-    if spec.get("trust_remote_code") is not True:
-        raise UserError(
-            f"{name}: it runs its own code; read that code, then set trust_remote_code: true under "
-            "the model"
-        )
-    source = spec.get("source", {})
-    if "hub" in source and not HASH.fullmatch(str(source.get("revision"))):
-        raise UserError(f"{name}: custom code needs a full revision (40 hex digits), not a branch")
-
-
-def choose_engine(
-    wanted: str,
-    facts: Mapping[str, Any],
-    layout: Layout,
-    config: Mapping[str, Any],
-    custom: bool,
-) -> tuple[str, str]:
-    """(engine, reason): packed where it can, else the library that runs such a model."""
-    from ..encode import families as packed
-
-    kind = config["model_type"]
-    steps = [row["type"] for row in layout.modules]
-    other = [name for name in steps if name not in packed.PACKED_MODULES]
-    obstacles = {
-        "custom code": custom,
-        "transformers here is older than 4.53": not packs(),
-        f"packed does not take {kind}": kind not in packed.PACKED_MODEL_TYPES,
-        "quantized weights": bool(config.get("quantization_config")),
-        f"pooling {facts['pooling']}": facts["pooling"] not in packed.PACKED_POOLINGS,
-        f"module {', '.join(other)}": bool(other),
-        "include_prompt: false": not facts["include_prompt"]
-        and not packed.PACKED_LEAVES_PROMPT_OUT,
-    }
-    obstacle = next((text for text, there in obstacles.items() if there), None)
-    plain = (
-        facts["pooling"] in ("mean", "cls", "last_token")
-        and not {"Dense", "LayerNorm"} & set(steps)
-        and facts["include_prompt"]
-        and kind not in ENCODERS
-    )
-    if wanted == "http":
-        raise UserError("engine: http is that of source: {server: address}; set engine: auto")
-    if wanted == "packed" and obstacle:
-        raise UserError(f"engine: packed can't run this model ({obstacle}); set engine: auto")
-    if wanted == "flagembedding" and not plain:
-        raise UserError(
-            "engine: flagembedding can't run this model (it pools by mean, cls or last_token, all "
-            "tokens, and does nothing after it); set engine: auto"
-        )
-    if wanted != "auto":
-        return wanted, "asked for"
-    if obstacle is None:
-        return "packed", f"native {kind}"
-    return "flagembedding" if plain else "sentence_transformers", obstacle
-
-
-def note_engine(decisions: list[dict[str, Any]], engine: str, wanted: str, reason: str) -> None:
-    source = next((row["source"] for row in decisions if row["fact"] == "engine"), "auto")
-    decisions[:] = [row for row in decisions if row["fact"] != "engine"]
-    decisions.append(decision("engine", engine, "auto" if wanted == "auto" else source, reason))
-
-
-def decision(fact: str, value: Any, source: str, reason: str) -> dict[str, Any]:
-    return {"fact": fact, "value": value, "source": source, "reason": reason}
-
-
-def link(source: Path, target: Path) -> None:
-    try:
-        os.link(source.resolve(), target)
-    except OSError:  # another file system
-        shutil.copyfile(source, target)
-
-
-def copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
 
 
 def staged_config(
