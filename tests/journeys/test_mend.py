@@ -261,16 +261,14 @@ def test_mend_08_a_killed_run_needs_no_unlock(tmp_path, tiny):
     command = [sys.executable, "-m", "snakemake", "-s", REPOSITORY / "Snakefile", "-d", tmp_path]
     command += ["--cores", "2", "--configfile", path]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    killed = 0
-    for wait in (6, 9):
+    for sign in ("store/models/hub", "logs/encode"):
         with subprocess.Popen(
             [*map(str, command)], env=environment(), start_new_session=True, **quiet
         ) as process:
-            time.sleep(wait)
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                killed += 1
-    assert killed
+            while not (tmp_path / sign).exists():
+                assert process.poll() is None, f"ended before {sign}"
+                time.sleep(0.02)
+            os.killpg(process.pid, signal.SIGKILL)
     snakemake(tmp_path, config=config).ok()
     snakemake(tmp_path / "fresh", config=config).ok()
     assert Results(tmp_path, "x").bytes() == Results(tmp_path / "fresh", "x").bytes()
