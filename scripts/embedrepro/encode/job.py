@@ -82,9 +82,10 @@ def encode_pieces(
         for dtype, compiled in _models(dtypes):
             mine = [piece for piece in left if (dtypes[piece], piece.compiled) == (dtype, compiled)]
             settings = {"dtype": dtype, "address": left[0].address}
-            if engine is None or not turn_engine(engine, settings, compiled):
+            if engine and not turn_engine(engine, settings, compiled):
                 engine = None
                 _collect()
+            if engine is None:
                 try:
                     engine = load_engine(staged, settings, device, tokens_per_batch, compiled)
                 finally:

@@ -178,11 +178,9 @@ class PackedEngine:
 
     def _estimate(self) -> int:
         """Tokens a batch."""
-        if self.device.type == "cpu":
-            return CPU_BUDGET
-        if self.precision.arithmetic == "float32":
-            return CUDA_BUDGET
-        return varlen_budget(self.model, self.device) if self.varlen else CUDA_BUDGET
+        if self.varlen and self.precision.arithmetic != "float32":
+            return varlen_budget(self.model, self.device)
+        return CUDA_BUDGET if self.device.type == "cuda" else CPU_BUDGET
 
     def _run(self, batch: Batch, arrays: list[torch.Tensor], wanted: Wanted) -> torch.Tensor:
         """(n, kept) vectors of a batch's n sequences, on the device."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import atomic, damaged, sha256
-from ..sources.snapshot import MANIFEST, hash_files
+from ..sources.snapshot import MANIFEST, differing
 from .st_files import json_object
 
 CONFIGS = ("config.json", "modules.json")  # what names the classes that are loaded
@@ -25,21 +25,21 @@ def verify_staged(staged: Path) -> None:
     for name in files:
         if not (staged / name).is_file():
             raise damaged(staged / name, "is missing", staged)
-    for name, found in hash_files({name: staged / name for name in files}).items():
-        if found["sha256"] != (wanted := files[name].get("sha256")):
-            where = " ".join(map(str, [staged, *damaged_sources(staged, name, wanted)]))
-            raise damaged(staged / name, "its sha256 is not the one in stage.json", where)
+    for name in differing(staged, files):
+        wanted = files[name].get("sha256", "")
+        where = " ".join(map(str, [staged, *damaged_sources(staged, name, wanted)]))
+        raise damaged(staged / name, "its sha256 is not the one in stage.json", where)
 
 
-def damaged_sources(staged: Path, name: str, wanted: str | None) -> list[Path]:
+def damaged_sources(staged: Path, name: str, wanted: str) -> list[Path]:
     """Folders that were downloaded and have the same damage: weights are links to theirs."""
     found = []
-    for manifest in sorted((staged.parents[1] / "hub").glob(f"*/{MANIFEST}")):
+    for manifest in sorted((staged.parent.parent / "hub").glob(f"*/{MANIFEST}")):
         with suppress(UserError):  # another model's, damaged itself
-            listed = json_object(manifest).get("files", {}).get(name, {})
+            if json_object(manifest).get("files", {}).get(name, {}).get("sha256") != wanted:
+                continue  # other weights: nothing of them is read
             place = manifest.parent / name
-            whole = place.is_file() and sha256(place) == wanted
-            if listed.get("sha256") == wanted and not whole:
+            if not place.is_file() or sha256(place) != wanted:
                 found.append(manifest.parent)
     return found
 

@@ -9,7 +9,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -239,12 +239,16 @@ def hash_files(paths: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
         }
 
 
-def check_digests(folder: Path, files: Mapping[str, dict[str, Any]], listed: str) -> None:
-    """Refuse a folder whose files have other digests than listed; about a second for a gigabyte."""
+def differing(folder: Path, files: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    """Which files have other digests than listed; about a second for a gigabyte."""
     found = hash_files({name: folder / name for name in files})
-    for name, facts in files.items():
-        if found[name]["sha256"] != facts.get("sha256"):
-            raise damaged(folder / name, f"its sha256 is not the one in {listed}", folder)
+    return (name for name in files if found[name]["sha256"] != files[name].get("sha256"))
+
+
+def check_digests(folder: Path, files: Mapping[str, dict[str, Any]], listed: str) -> None:
+    """Refuse a folder whose files have other digests than listed."""
+    for name in differing(folder, files):
+        raise damaged(folder / name, f"its sha256 is not the one in {listed}", folder)
 
 
 def remembered_hashes(
